@@ -1,0 +1,1 @@
+"""Nouns only: references, requests, measurements, recipes, errors, units. No torch, no I/O."""

@@ -1,0 +1,1 @@
+"""A name becomes something runnable: store, pull, checkpoints, GGUF, runners; a task file becomes items."""

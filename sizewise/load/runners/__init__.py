@@ -1,0 +1,1 @@
+"""One file, one engine. They never import one another."""

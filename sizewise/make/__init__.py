@@ -1,0 +1,1 @@
+"""Base x recipe -> smaller model: one file per method in `methods/`."""

@@ -1,0 +1,1 @@
+"""Model x task x meters -> measurements: metrics, statistics, machine, ledger."""

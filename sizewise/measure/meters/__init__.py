@@ -1,0 +1,1 @@
+"""One file, one meter. They never import one another."""

@@ -1,0 +1,1 @@
+"""One file, one metric. They never import one another."""

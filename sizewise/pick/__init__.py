@@ -1,0 +1,1 @@
+"""Compare, frontier, fit, catalogue, report: measurements become a decision."""
