@@ -59,7 +59,7 @@ class Parameter:
         if not isinstance(value, self.type) or (isinstance(value, bool) and self.type is not bool):
             raise UsageError(f"{where}: {self.name} must be {self.type.__name__}, not {value!r}")
         if self.choices and value not in self.choices:
-            raise UnknownName(f"{self.name} for {where}", value, self.choices)
+            raise UnknownName(f"{self.name} for {where}", str(value), self.choices)
         low, high = self.range.low, self.range.high
         outside = isinstance(value, (int, float)) and not (
             (low is None or value >= low) and (high is None or value <= high)

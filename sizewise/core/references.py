@@ -12,6 +12,7 @@ A name has the same form and rules as in Ollama: `[host/][namespace/]model[:tag]
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -108,7 +109,12 @@ def parse_reference(text: str) -> Reference:
     """
     scheme, separator, rest = text.partition("://")
     if separator:
-        readers = {"hf": _hub, "pypi": _pypi, "ollama": _ollama, "openai": _openai}
+        readers: dict[str, Callable[[str, str], Reference]] = {
+            "hf": _hub,
+            "pypi": _pypi,
+            "ollama": _ollama,
+            "openai": _openai,
+        }
         if scheme not in readers:
             raise UsageError(f"{text!r}: unknown kind of reference {scheme!r}; known: {', '.join(sorted(readers))}")
         return readers[scheme](text, rest)
