@@ -139,6 +139,7 @@ class Candidate:
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # label -> precision, recall, f1, n
     examples: tuple[dict[str, str], ...] = ()  # some items: input, expected, answer
     digest: str = ""
+    confusion: dict[str, dict[str, int]] = field(default_factory=dict)  # expected label -> answered label -> items
 
     def as_json(self) -> dict[str, Any]:
         """The candidate as JSON."""
@@ -182,6 +183,7 @@ class FitResult:
     seconds: float
     limits: dict[str, float | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    command: str = ""  # what to type to get it again
 
     def as_json(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -198,6 +200,7 @@ class FitResult:
             "seed": self.seed,
             "seconds": self.seconds,
             "notes": list(self.notes),
+            "command": self.command,
         }
 
 
@@ -243,6 +246,10 @@ class Comparison:
     models: tuple[ComparedModel, ...]
     machine: dict[str, Any]
     seconds: float
+    seed: int = 0
+    max_tokens: int | None = None
+    notes: tuple[str, ...] = ()  # the order in which the models ran, what was left out and why
+    command: str = ""  # what to type to get it again
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as JSON."""
@@ -251,4 +258,8 @@ class Comparison:
             "models": [model.as_json() for model in self.models],
             "machine": self.machine,
             "seconds": self.seconds,
+            "seed": self.seed,
+            "max_tokens": self.max_tokens,
+            "notes": list(self.notes),
+            "command": self.command,
         }
