@@ -1,0 +1,5 @@
+"""`python -m sizewise`."""
+
+from sizewise.cli.main import main
+
+main()
