@@ -5,22 +5,17 @@ there before it is used, so that a cut or forged file ends in one line instead o
 header is read (mapped, not loaded): about 12 ms for a vocabulary of 49,152 tokens, whatever the size of the weights.
 """
 
-import mmap
-import stat
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from struct import Struct, error
 from typing import Any
 
-from sizewise.core.errors import BadModel, StorageError, UnknownName
+from sizewise.core.errors import BadModel, UnknownName
 from sizewise.load import gguf_types as gt
+from sizewise.load.gguf_bytes import U32, U64, Cursor, guess_format, mapped
 
-_MAX_STRING = 16 * 2**20
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
 _MAX_NAME = 63  # bytes: the engine keeps tensor names in 64
@@ -28,13 +23,6 @@ _MAX_DIMS = 4
 _MAX_ELEMENTS = 2**63 - 1
 _SMALL_ARRAY = 4096  # longer arrays stay in the file
 _SMALL_TEXT_ARRAY = 64
-_U32, _U64 = Struct("<I"), Struct("<Q")
-_NOT_GGUF = {
-    b"PK\x03\x04": "a zip archive",
-    b"ggml": "an old GGML file",
-    b"lmgg": "an old GGML file",
-    b"\x80\x02": "a pickle",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +94,8 @@ class GgufInfo:
             return ""
         if isinstance(tokens, list):
             return str(tokens[token])
-        with _mapped(self.path) as data:
-            cursor = _Cursor(data, self.path.name, tokens.start)
+        with mapped(self.path) as data:
+            cursor = Cursor(data, self.path.name, tokens.start)
             cursor.skip_strings(token)
             return cursor.string("replace")
 
@@ -123,95 +111,25 @@ def read_gguf(path: Path | str) -> GgufInfo:
         StorageError: it cannot be opened.
     """
     path = Path(path)
-    with _mapped(path) as data:
-        cursor = _Cursor(data, path.name)
+    with mapped(path) as data:
+        cursor = Cursor(data, path.name)
         version, tensor_count, key_count = _preamble(cursor)
         metadata, spans = _read_metadata(cursor, key_count)
         listed = [_read_tensor(cursor) for _ in range(tensor_count)]
         return _describe(path, version, metadata, spans, _place(cursor, listed, metadata), cursor.size)
 
 
-class _Cursor:
-    """A place in the mapped file that never moves past its end."""
-
-    def __init__(self, data: mmap.mmap, name: str, at: int = 0) -> None:
-        self.data, self.name, self.at, self.size = data, name, at, len(data)
-
-    def bad(self, problem: str) -> BadModel:
-        return BadModel(f"{self.name}: {problem}")
-
-    def need(self, count: int) -> None:
-        if self.at + count > self.size:
-            raise BadModel(
-                f"{self.name} is cut short: its header goes on to byte {self.at + count}, the file has {self.size}; "
-                "get it again"
-            )
-
-    def scalar(self, layout: Struct) -> Any:
-        self.need(layout.size)
-        (value,) = layout.unpack_from(self.data, self.at)
-        self.at += layout.size
-        return value
-
-    def string(self, errors: str = "strict", limit: int = _MAX_STRING) -> str:
-        length = self.scalar(_U64)
-        if length > limit:
-            raise self.bad(f"a text of {length} bytes at byte {self.at - 8}; the limit is {limit}")
-        self.need(length)
-        raw = self.data[self.at : self.at + length]
-        self.at += length
-        try:
-            return raw.decode("utf-8", errors)
-        except UnicodeDecodeError:
-            raise self.bad(f"a name that is not UTF-8 at byte {self.at - length}") from None
-
-    def skip_strings(self, count: int) -> None:
-        """Step over `count` texts. The loop is the cost of a header: nothing else is done in it."""
-        data, at, unpack = self.data, self.at, _U64.unpack_from
-        try:
-            for _ in range(count):
-                (length,) = unpack(data, at)
-                if length > _MAX_STRING:
-                    raise self.bad(f"a text of {length} bytes at byte {at}; the limit is {_MAX_STRING}")
-                at += 8 + length
-        except error:
-            self.at = at
-            self.need(8)
-            raise
-        self.at = at
-        self.need(0)
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise BadModel(f"{path.name} is a folder, not a GGUF file")
-        if not stat.S_ISREG(mode):  # opening a pipe or a device could wait for ever
-            raise BadModel(f"{path.name} is not a regular file")
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                raise BadModel(f"{path.name} is not a GGUF: it has 0 bytes; get it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                yield data
-    except FileNotFoundError:
-        raise BadModel(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as problem:
-        raise StorageError(f"{path} cannot be read: {problem}") from problem
-
-
-def _preamble(cursor: _Cursor) -> tuple[int, int, int]:
+def _preamble(cursor: Cursor) -> tuple[int, int, int]:
     head = cursor.data[: min(cursor.size, 512)]
     if head[:4] != gt.MAGIC:
-        raise cursor.bad(f"not a GGUF: {_guess(head)}")
+        raise cursor.bad(f"not a GGUF: {guess_format(head)}")
     cursor.at = 4
-    version = cursor.scalar(_U32)
+    version = cursor.scalar(U32)
     if version not in gt.VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in gt.VERSIONS
         what = "it is big-endian" if swapped else f"GGUF version {version} (versions 2 and 3 are known)"
         raise cursor.bad(f"{what}; convert it")
-    tensor_count, key_count = cursor.scalar(_U64), cursor.scalar(_U64)
+    tensor_count, key_count = cursor.scalar(U64), cursor.scalar(U64)
     if not 0 < tensor_count <= _MAX_TENSORS:
         raise cursor.bad(f"says that it holds {tensor_count} tensors; a model has 1 to {_MAX_TENSORS}")
     if not 0 < key_count <= _MAX_KEYS:
@@ -219,21 +137,7 @@ def _preamble(cursor: _Cursor) -> tuple[int, int, int]:
     return version, tensor_count, key_count
 
 
-def _guess(head: bytes) -> str:
-    start = head.lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "it is an HTML page, so the download went wrong"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself"
-    for magic, what in _NOT_GGUF.items():
-        if head.startswith(magic):
-            return f"it is {what}"
-    if head[8:9] == b"{":
-        return "it looks like a safetensors file"
-    return f"it begins with {head[:4]!r}"
-
-
-def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
     metadata: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
     for _ in range(count):
@@ -246,8 +150,8 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[st
     return metadata, spans
 
 
-def _read_value(cursor: _Cursor, key: str) -> Any:
-    kind = cursor.scalar(_U32)
+def _read_value(cursor: Cursor, key: str) -> Any:
+    kind = cursor.scalar(U32)
     if kind == gt.STRING:
         return cursor.string("replace")
     if kind == gt.ARRAY:
@@ -259,8 +163,8 @@ def _read_value(cursor: _Cursor, key: str) -> Any:
     return cursor.scalar(gt.SCALARS[kind])
 
 
-def _read_array(cursor: _Cursor, key: str) -> Any:
-    kind, count = cursor.scalar(_U32), cursor.scalar(_U64)
+def _read_array(cursor: Cursor, key: str) -> Any:
+    kind, count = cursor.scalar(U32), cursor.scalar(U64)
     start = cursor.at
     if kind == gt.STRING:
         if count <= _SMALL_TEXT_ARRAY:
@@ -278,13 +182,13 @@ def _read_array(cursor: _Cursor, key: str) -> Any:
     return ArrayRef(kind, count, start, cursor.at)
 
 
-def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], gt.GgmlType, int]:
+def _read_tensor(cursor: Cursor) -> tuple[str, tuple[int, ...], gt.GgmlType, int]:
     name = cursor.string(limit=_MAX_NAME)
-    dims = cursor.scalar(_U32)
+    dims = cursor.scalar(U32)
     if not 1 <= dims <= _MAX_DIMS:
         raise cursor.bad(f"tensor {name} has {dims} dimensions; 1 to {_MAX_DIMS} are possible")
-    shape = tuple(cursor.scalar(_U64) for _ in range(dims))
-    code, offset = cursor.scalar(_U32), cursor.scalar(_U64)
+    shape = tuple(cursor.scalar(U64) for _ in range(dims))
+    code, offset = cursor.scalar(U32), cursor.scalar(U64)
     kind = gt.BY_CODE.get(code)
     if kind is None:
         raise cursor.bad(f"tensor {name} has the unknown type {code}")
@@ -296,7 +200,7 @@ def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], gt.GgmlType, in
 
 
 def _place(
-    cursor: _Cursor, listed: list[tuple[str, tuple[int, ...], gt.GgmlType, int]], metadata: dict[str, Any]
+    cursor: Cursor, listed: list[tuple[str, tuple[int, ...], gt.GgmlType, int]], metadata: dict[str, Any]
 ) -> tuple[int, int, tuple[TensorInfo, ...]]:
     """Alignment, where the weights begin, and each tensor's place in the file, checked against its size.
 

@@ -133,9 +133,36 @@ QUANTIZATION_VERSION = 2  # of the block formats above
 
 # The architectures that come first; every other name is looked up in the gguf package, which takes 0.2 s to import.
 COMMON_ARCHITECTURES = frozenset(
-    ("llama", "llama4", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "phi2", "phi3", "phimoe")
-    + ("falcon", "gpt2", "gptneox", "bert", "nomic-bert", "granite", "granitemoe", "mistral3", "deepseek2", "gpt-oss")
-    + ("olmo2", "smollm3", "starcoder2", "command-r", "stablelm", "mamba")
+    {
+        "llama",
+        "llama4",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "phi2",
+        "phi3",
+        "phimoe",
+        "falcon",
+        "gpt2",
+        "gptneox",
+        "bert",
+        "nomic-bert",
+        "granite",
+        "granitemoe",
+        "mistral3",
+        "deepseek2",
+        "gpt-oss",
+        "olmo2",
+        "smollm3",
+        "starcoder2",
+        "command-r",
+        "stablelm",
+        "mamba",
+    }
 )
 
 
