@@ -1,0 +1,57 @@
+# Every target sets up what it needs: a fresh machine with Python 3.11 or newer is enough.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+OUT := demo-out
+
+.PHONY: setup demo test check bench docs clean
+
+setup: .venv/.done browser  ## the environment, alone
+
+.venv/.done: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing torch and the rest; the first time takes some minutes"
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.PHONY: browser
+browser:  ## Chromium for the tests of the report; they are skipped where it cannot be had
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium util-linux >/dev/null; } \
+	  || echo "no Chromium: the tests of the report's look are skipped"
+
+demo: .venv/.done  ## pull a model, compare it at three sizes, fit a task, write report.html
+	@mkdir -p $(OUT)
+	$(BIN)/sizewise pull smollm2
+	$(BIN)/sizewise make quantize-gguf smollm2 --type F16 --name smollm2:f16
+	$(BIN)/sizewise make quantize-gguf smollm2:f16 --type Q2_K --name smollm2:q2_k
+	$(BIN)/sizewise compare smollm2:f16 smollm2 smollm2:q2_k --save $(OUT)/compare.json
+	$(BIN)/sizewise fit examples/sentiment.toml smollm2:f16 smollm2 smollm2:q2_k --save $(OUT)/fit.json
+	$(BIN)/sizewise report $(OUT)/fit.json $(OUT)/compare.json -o report.html
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+check: .venv/.done  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.done .venv-peer/.done  ## the speed figures, each beside its peer; one JSON line each
+	$(BIN)/python benchmarks/start_time.py
+	$(BIN)/python benchmarks/runner_overhead.py
+	$(BIN)/python benchmarks/eval_lm_eval.py --peer-python .venv-peer/bin/python
+
+.venv-peer/.done: constraints.txt
+	@test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	@.venv-peer/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	@.venv-peer/bin/python -m pip install --quiet -c constraints.txt lm-eval transformers accelerate gguf
+	@touch $@
+
+docs: .venv/.done  ## the pages that are made from the program
+	$(BIN)/python scripts/docs.py
+
+clean:  ## remove what was built; models and results in ~/.sizewise stay
+	rm -rf .venv .venv-peer .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info $(OUT) report.html report.json report.md
