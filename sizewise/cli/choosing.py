@@ -186,9 +186,9 @@ def _write(result: Any, page: Path | None, save: Path | None, *, quiet: bool) ->
     if save:
         import json
 
-        from sizewise.core.files import write_text
+        from sizewise.load.atomic import write_atomic
 
-        write_text(save, json.dumps(result.as_json(), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(save, [(json.dumps(result.as_json(), indent=2, ensure_ascii=False) + "\n").encode()])
     if page:
         from sizewise.pick.report import write_report
 
