@@ -82,6 +82,11 @@ def run(arguments: list[str]) -> int:
         return 0
     except PermissionError as error:
         return _say(f"{error.filename}: permission denied", 5)
+    except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours still ends in one line
+        if os.environ.get("SIZEWISE_DEBUG"):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        return _say(f"a fault of sizewise itself ({what}); SIZEWISE_DEBUG=1 shows where, please report it", 1)
     finally:
         signal.signal(signal.SIGTERM, before)
 

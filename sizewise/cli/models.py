@@ -121,7 +121,8 @@ def show(model: ModelName, json: Json = False) -> None:
         "context": f"{found.context_length} tokens" if found.context_length else "-",
         "license": found.license.split("\n")[0].strip()[:60] if found.license else "-",
     }
-    print_table([("", "left"), ("", "left")], [[key, value] for key, value in facts.items()])
+    for key, value in facts.items():
+        say(f"{key:<17} {value}")
     for line in _lineage_lines(found):
         say(line)
 
