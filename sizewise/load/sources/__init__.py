@@ -1,0 +1,55 @@
+"""Where models come from. Each source brings files to this machine and says what they are; `pull` stores them."""
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sizewise.core.errors import BadModel
+from sizewise.core.model import ModelKind
+from sizewise.load import atomic
+from sizewise.load.facts import GGUF_FILE, facts_of_folder, facts_of_gguf
+from sizewise.load.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model's files as a source delivers them."""
+
+    kind: ModelKind
+    files: dict[str, Path]  # file name in the model -> path
+    owned: bool = False  # the files were made for us and may be moved into the store
+    license: str = ""
+    note: str = ""  # what exactly was found: a version, a commit
+    digests: dict[str, str] | None = None  # file name -> digest that the source promises
+
+
+def found_at(path: Path, *, owned: bool = False, note: str = "") -> Found:
+    """The model that a GGUF file or checkpoint folder holds, its headers checked.
+
+    Raises:
+        BadModel: there is no model, or a damaged one.
+        Unsafe: only pickled weights, or code of its own.
+    """
+    if not path.exists():
+        raise BadModel(f"{path}: there is no such file or folder")
+    with atomic.storage_errors(path):
+        if path.is_dir():
+            kind, files, _ = facts_of_folder(path)
+            return Found(kind, files, owned, note=note)
+        facts_of_gguf(path)
+        return Found("gguf", {GGUF_FILE: path}, owned, note=note)
+
+
+@contextlib.contextmanager
+def scratch(store: Store, label: str) -> Iterator[Path]:
+    """A folder beside the store, on its disk, gone at the end. What a kill leaves is collected as garbage."""
+    folder = store.layout.incoming / f"{label}-{secrets.token_hex(6)}"
+    with atomic.storage_errors(folder):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
