@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
         return 0
     except PermissionError as error:
         return _say(f"{error.filename}: permission denied", 5)
-    except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours still ends in one line
+    except Exception as error:  # the last resort: a fault of ours still ends in one line
         if os.environ.get("SIZEWISE_DEBUG"):
             raise
         what = f"{type(error).__name__}: {error}"

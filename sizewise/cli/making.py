@@ -99,7 +99,7 @@ def _flag(parameter: Parameter) -> inspect.Parameter:
     hint: Any = Literal[parameter.choices] if parameter.choices else parameter.type
     if parameter.optional:
         hint = hint | None
-    bounds = {}
+    bounds: dict[str, Any] = {}
     if parameter.type in (int, float):
         bounds = {"min": parameter.range.low, "max": parameter.range.high}
     option = typer.Option(f"--{parameter.name.replace('_', '-')}", help=parameter.help or None, **bounds)
