@@ -1,0 +1,213 @@
+"""One method applied to one base: options checked, work done aside, the result named and its lineage written."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sizewise.core.digests import digest_of_json
+from sizewise.core.errors import BadRow, Unsupported, UsageError
+from sizewise.core.events import Listener, silent
+from sizewise.core.model import Model
+from sizewise.core.params import validate
+from sizewise.core.recipe import Lineage, Recipe, RecipeStep
+from sizewise.core.references import parse_name, parse_reference
+from sizewise.core.task import Item, Task
+from sizewise.load.atomic import storage_errors, temporary
+from sizewise.load.models import find_model, save_model
+from sizewise.load.store import Store
+from sizewise.make.method import Made, kind_of, methods, wants
+
+ENCODER_PREFIX = "encoder/"  # where a linear model on embeddings keeps the files of its encoder
+
+
+class Fitted(Protocol):
+    """What a head method gives back."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        ...
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        """Write the files; returns file name -> path."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A checked order."""
+
+    method: str
+    function: Callable[..., Any]
+    options: dict[str, Any]
+    base: Model | None
+    task: Task | None
+    seed: int
+    store: Store
+    listen: Listener
+
+
+def make(
+    method: str,
+    base: str | None,
+    *,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+    store: Store | None = None,
+    listen: Listener = silent,
+) -> Model:
+    """Make a model and keep it in the store under `name`.
+
+    The same method, options, base, data and seed give the same bytes. Until all is done the store shows no trace of
+    the work; when it fails or is interrupted, what was written is removed.
+
+    Args:
+        method: a file of `make/methods`, for example "quantize-gguf".
+        base: reference of the model to start from; None for methods that start from data alone.
+        name: what to call the result; a model of that name is replaced.
+        options: the method's options; those left out get their defaults.
+        task: where a method that learns finds its examples: the train split.
+        seed: of all randomness in the method.
+        store: where the result goes and where names are looked up; None = the user's store.
+        listen: hears progress.
+
+    Raises:
+        UnknownName: there is no such method, option or base.
+        UsageError: an option is out of bounds, or base or task are missing or not wanted.
+        DiskFull: there is no room; nothing is left behind.
+    """
+    function = methods().get(method)
+    checked = validate(function, options or {}, method)
+    target, store = parse_name(name), store or Store()
+    _check_inputs(method, function, base, task)
+    if base is not None and parse_reference(base) == target:
+        raise UsageError(f"{name} would replace the model that it is made from; choose another --name")
+    found = find_model(base, store) if base is not None else None
+    job = _Job(method, function, checked, found, task, seed, store, listen)
+    started = time.perf_counter()
+    with _workspace(store) as folder:
+        made = _convert(job, folder) if kind_of(function) == "model" else _fit_head(job, folder)
+        return _keep(job, made, folder, name, time.perf_counter() - started)
+
+
+def _check_inputs(method: str, function: Callable[..., Any], base: str | None, task: Task | None) -> None:
+    wanted = wants(function)
+    needs_base = "base" in wanted or "embeddings" in wanted
+    needs_task = "texts" in wanted
+    if needs_base and base is None:
+        what = "an encoder" if "embeddings" in wanted else "a model"
+        raise UsageError(f"{method} needs {what} to start from: sizewise make {method} MODEL --name NAME")
+    if not needs_base and base is not None:
+        raise UsageError(f"{method} starts from data alone; leave {base!r} out")
+    if needs_task and task is None:
+        raise UsageError(f"{method} learns from examples: name a task file with --task")
+    if not needs_task and task is not None:
+        raise UsageError(f"{method} uses no data; leave the task {task.name!r} out")
+
+
+def _convert(job: _Job, folder: Path) -> Made:
+    given = {"base": job.base, "out": folder, "seed": job.seed, "listen": job.listen}
+    made = job.function(*(given[name] for name in wants(job.function)), **job.options)
+    if not isinstance(made, Made):
+        raise TypeError(f"{job.method} returned {type(made).__name__}, not Made")
+    return made
+
+
+def _fit_head(job: _Job, folder: Path) -> Made:
+    items = _examples(job)
+    texts = [item.input for item in items]
+    given: dict[str, Any] = {"texts": texts, "labels": [item.expected for item in items], "seed": job.seed}
+    files: dict[str, Path] = {}
+    parameters = 0
+    if "embeddings" in wants(job.function) and job.base is not None:
+        given["embeddings"] = _embed(job, job.base, texts)
+        files = {ENCODER_PREFIX + title: path for title, path in job.base.files.items()}
+        parameters = job.base.parameters or 0
+    head: Fitted = job.function(*(given[name] for name in wants(job.function)), **job.options)
+    files |= head.save(folder)
+    figures = {"train_rows": len(items), "head_parameters": head.parameters}
+    return Made("linear", files, parameters=parameters + head.parameters, figures=figures)
+
+
+def _examples(job: _Job) -> tuple[Item, ...]:
+    task = job.task
+    items = task.splits.get("train", ()) if task else ()
+    if not task or not items:
+        raise UsageError(f"{job.method} learns from the train split, which the task does not have; add `train = ...`")
+    for item in items:
+        if item.expected is None:
+            raise BadRow(task.source, None, f"train row {item.id} has no label")
+    if len({item.expected for item in items}) < 2:
+        raise UsageError(f"{task.source}: all {len(items)} train rows have one label; there is nothing to learn")
+    return items
+
+
+def _embed(job: _Job, base: Model, texts: list[str]) -> Any:
+    from sizewise.load.open import open_runner
+
+    with open_runner(base, store=job.store) as runner:
+        if "embed" not in runner.abilities:
+            raise Unsupported(f"{base.name} gives no embeddings; {job.method} needs an encoder such as all-minilm")
+        return runner.embed(texts, job.listen)
+
+
+def _keep(job: _Job, made: Made, folder: Path, name: str, seconds: float) -> Model:
+    after = sum(path.stat().st_size for path in made.files.values())
+    base = job.base
+    whole = kind_of(job.function) == "model"  # a head has another job than its encoder: no ratio to compare
+    return save_model(
+        name,
+        made.kind,
+        made.files,
+        architecture=base.architecture if base and whole else "",
+        parameters=made.parameters,
+        quantization=made.quantization,
+        context_length=base.context_length if base else None,
+        embedding_length=base.embedding_length if base else None,
+        template=base.template if base and whole else None,
+        system=base.system if base and whole else "",
+        license=base.license if base else "",
+        defaults=base.defaults if base and whole else None,
+        lineage=_lineage(job, made, after, seconds),
+        store=job.store,
+        move=all(path.is_relative_to(folder) for path in made.files.values()),  # an encoder's files stay where they are
+        listen=job.listen,
+    )
+
+
+def _lineage(job: _Job, made: Made, after: int, seconds: float) -> Lineage:
+    base, task = job.base, job.task
+    figures = dict(made.figures)
+    if base and kind_of(job.function) == "model":
+        figures |= {"bytes_before": base.size_bytes, "compression_ratio": round(after / base.size_bytes, 4)}
+    figures |= {"bytes_after": after, "seconds": round(seconds, 3)}
+    if made.parameters:
+        figures["bits_per_weight"] = round(after * 8 / made.parameters, 3)
+    rows = [[item.input, item.expected] for item in task.splits.get("train", ())] if task else []
+    return Lineage(
+        recipe=Recipe((RecipeStep(job.method, job.options),), job.seed),
+        parent_name=base.name if base else None,
+        parent_digest=base.digest if base else None,
+        data_name=task.name if task else None,
+        data_digest=digest_of_json(rows) if task else None,
+        note=made.note or (base.lineage.note if base and kind_of(job.function) == "model" else ""),  # errors stay
+        figures=figures,
+    )
+
+
+@contextmanager
+def _workspace(store: Store) -> Iterator[Path]:
+    """A folder on the store's own disk, so that finished files move in without a copy; gone afterwards in any case."""
+    folder = temporary(store.layout.incoming)
+    with storage_errors(folder):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
