@@ -220,7 +220,7 @@ def _result(frame: dict[str, Any]) -> Any:
         return frame["result"]
     kind = getattr(errors, frame["error"], EngineFailed)
     # Some classes build their message from parts, but only the message crosses the pipe: raise their nearest parent.
-    raise next(base for base in kind.__mro__ if base.__init__ is SizewiseError.__init__)(frame["message"])
+    raise next(base for base in kind.__mro__ if "__init__" not in vars(base))(frame["message"])
 
 
 def _write(file: BinaryIO, frame: dict[str, Any], data: bytes = b"") -> None:
