@@ -28,15 +28,16 @@ class Cursor:
 
     def bad(self, problem: str) -> BadModel:
         """The error that says `problem` of this file."""
-        return BadModel(f"{self.name}: {problem}")
+        return BadModel(one_line(f"{self.name}: {problem}"))
+
+    def cut_short(self, problem: str) -> BadModel:
+        """The error that says that the file ends too early."""
+        return BadModel(one_line(f"{self.name} is cut short: {problem}, the file has {self.size}; get it again"))
 
     def need(self, count: int) -> None:
         """Check that `count` more bytes are there."""
         if self.at + count > self.size:
-            raise BadModel(
-                f"{self.name} is cut short: its header goes on to byte {self.at + count}, the file has {self.size}; "
-                "get it again"
-            )
+            raise self.cut_short(f"its header goes on to byte {self.at + count}")
 
     def scalar(self, layout: Struct) -> Any:
         """Read one number or boolean."""
@@ -73,6 +74,11 @@ class Cursor:
             raise
         self.at = at
         self.need(0)
+
+
+def one_line(text: str) -> str:
+    """The text with line ends and control characters written as escapes: names in a file may hold anything."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @contextmanager

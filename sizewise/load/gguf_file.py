@@ -220,10 +220,7 @@ def _place(
         size = kind.row_bytes(shape[0]) * prod(shape[1:])
         end = begin + offset + size
         if end > cursor.size:
-            raise BadModel(
-                f"{cursor.name} is cut short: tensor {name} ends at byte {end}, "
-                f"the file has {cursor.size}; get it again"
-            )
+            raise cursor.cut_short(f"tensor {name} ends at byte {end}")
         tensors[name] = TensorInfo(name, shape, kind, begin + offset, end)
         expected = _padded(offset + size, alignment)
     return alignment, begin, tuple(tensors.values())
