@@ -24,8 +24,10 @@ def _values(outcomes: Sequence[Outcome], counts: Floats) -> Floats:
     """(B,) macro-F1, over the classes that occur in each draw, as a label or as an answer."""
     given = [outcome.answer if outcome.score is not None else None for outcome in outcomes]
     classes = sorted({outcome.expected for outcome in outcomes if outcome.expected} | {name for name in given if name})
-    true = np.array([[outcome.expected == name for name in classes] for outcome in outcomes], np.float64)  # (n, C)
-    said = np.array([[answer == name for name in classes] for answer in given], np.float64)
+    columns = {name: column for column, name in enumerate(classes)}
+    unit = np.vstack([np.eye(len(classes)), np.zeros(len(classes))])  # the last row, index -1, is no class at all
+    true = unit[[columns.get(outcome.expected or "", -1) for outcome in outcomes]]  # (n, C)
+    said = unit[[columns.get(answer or "", -1) for answer in given]]
     right = counts @ (true * said)  # (B, C) TP
     involved = counts @ true + counts @ said  # (B, C) 2 TP + FP + FN
     f1 = np.where(involved > 0, 2 * right / involved, 0.0)
