@@ -77,14 +77,18 @@ def render(
         examples: worked examples, in the order in which they are shown.
         lettered: list the choices below the input as A., B., ...; answers are letters then.
     """
+    questions = [fill_prompt(task.prompt, _lettered(item) if lettered else item) for item in items]
     if lettered:
-        items, examples = [_lettered(item) for item in items], [_lettered(item) for item in examples]
+        examples = [_lettered(item) for item in examples]
     if task.format == "chat":
         opening = _turns(task, examples)
-        return [Rendered(item, None, (*opening, Message("user", fill_prompt(task.prompt, item)))) for item in items]
+        return [
+            Rendered(item, None, (*opening, Message("user", question)))
+            for item, question in zip(items, questions, strict=True)
+        ]
     shown = [fill_prompt(task.prompt, item) + task.answer_prefix + example_answer(item) for item in examples]
     beginning = "".join(example + task.separator for example in shown)
-    return [Rendered(item, beginning + fill_prompt(task.prompt, item)) for item in items]
+    return [Rendered(item, beginning + question) for item, question in zip(items, questions, strict=True)]
 
 
 def render_bare(items: Sequence[Item]) -> list[Rendered]:
