@@ -1,5 +1,7 @@
 """The frontier against the definition, by brute force."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,9 +22,7 @@ def test_cheaper_and_better_dominates() -> None:
 @given(points)
 def test_frontier_is_what_nothing_dominates(given_points: list[Point]) -> None:
     undominated = {
-        place
-        for place, point in enumerate(given_points)
-        if not any(dominates(other, point) for other in given_points)
+        place for place, point in enumerate(given_points) if not any(dominates(other, point) for other in given_points)
     }
     kept = frontier(given_points)
     assert set(kept) == undominated
@@ -38,7 +38,7 @@ def test_step_line_is_the_best_quality_for_the_money(given_points: list[Point]) 
         affordable = [point.quality for point in given_points if point.cost <= budget]
         reached = [corner.quality for corner in corners if corner.cost <= budget]
         assert max(reached, default=None) == max(affordable, default=None)
-    for before, after in zip(corners, corners[1:], strict=False):
+    for before, after in itertools.pairwise(corners):
         assert before != after
         assert (before.cost == after.cost) != (before.quality == after.quality)  # each edge runs along one axis
 
