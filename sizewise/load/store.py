@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sizewise.core.digests import canonical, digest_of_bytes, digest_of_json
+from sizewise.core.digests import canonical, digest_of_bytes
 from sizewise.core.errors import BadModel, DigestMismatch, SizewiseError, StorageError, UnknownName
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.core.references import NameRef
 from sizewise.load import atomic
 from sizewise.load.home import models_folder
-from sizewise.load.layout import MANIFEST_LIMIT, Layout, check_digest, check_file_name
+from sizewise.load.layout import MANIFEST_LIMIT, Layout, check_digest
 from sizewise.load.manifest import (
     CONFIG_TYPE,
     LIST_TYPE,
@@ -275,20 +275,6 @@ class Store:
                     used |= {layer.digest for layer in layers_of(body)}
             used |= {layer.digest for layer in layers_of(body)}
         return used
-
-    def show_folder(self, files: dict[str, Path]) -> Path:
-        """A folder of links to `files` under their own names, made once."""
-        folder = self.layout.folder(digest_of_json({title: str(path) for title, path in files.items()}))
-        if not folder.is_dir():
-            with atomic.storage_errors(folder):
-                temp = atomic.temporary(_made(self.layout.folders))
-                for title, path in files.items():
-                    _made((temp / check_file_name(title)).parent)
-                    (temp / title).symlink_to(path)
-                with contextlib.suppress(OSError):  # another process was faster, with the same links
-                    temp.rename(folder)
-                shutil.rmtree(temp, ignore_errors=True)
-        return folder
 
     def drop(self, digest: str) -> None:
         """Remove a blob and what is known of it."""

@@ -1,0 +1,109 @@
+"""HTTP for pulling: to hosts that the user named, with no secret ever leaving for another host."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from sizewise import __version__
+from sizewise.core.errors import Unreachable, Unsafe
+from sizewise.load.layout import MANIFEST_LIMIT
+
+STALL_S = 30.0  # a connection on which nothing arrives for so long is given up and tried again
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+def is_loopback(host: str | None) -> bool:
+    """True for names and addresses of this machine."""
+    return host in ("localhost", "::1") or bool(host and re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
+
+
+class Web:
+    """Requests to one registry, which may send us elsewhere for data but not for trust."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.token = ""
+        timeout = httpx.Timeout(STALL_S, connect=10.0)
+        self._client = httpx.Client(timeout=timeout, headers={"User-Agent": f"sizewise/{__version__}"})
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    @contextlib.contextmanager
+    def get(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """GET `path` below the base; the body is not read yet. Redirects are followed, the token is not taken along.
+
+        Raises:
+            Unreachable: no answer.
+            Unsafe: a redirect to plain HTTP, or from elsewhere to this machine.
+        """
+        url = urljoin(self.base, path)
+        for _ in range(6):
+            sent = dict(headers)
+            if self.token and urlsplit(url)[:2] == urlsplit(self.base)[:2]:
+                sent["Authorization"] = f"Bearer {self.token}"
+            with _transport_errors(url), self._client.stream("GET", url, headers=sent) as answer:
+                if answer.status_code in _REDIRECTS and "location" in answer.headers:
+                    url = self._redirect(url, answer.headers["location"])
+                    continue
+                yield answer
+                return
+        raise Unreachable(f"{self.base}: redirects without end")
+
+    def _redirect(self, url: str, location: str) -> str:
+        target = urljoin(url, location)
+        split = urlsplit(target)
+        ours = is_loopback(urlsplit(self.base).hostname)
+        if not (split.scheme == "https" or (split.scheme == "http" and ours and is_loopback(split.hostname))):
+            raise Unsafe(f"{self.base}: refused a redirect to {target[:120]!r}, which is not protected by TLS")
+        if is_loopback(split.hostname) and not ours:
+            raise Unsafe(f"{self.base}: refused a redirect to this machine ({target[:120]!r})")
+        return target
+
+    def authenticate(self, challenge: str) -> bool:
+        """Get the anonymous token that a `WWW-Authenticate` header asks for; False where it asks for anything else.
+
+        Raises:
+            Unsafe: the token is to be fetched from another host.
+        """
+        fields = dict(re.findall(r'([a-z]+)="([^"]*)"', challenge))
+        realm = fields.get("realm", "")
+        if not challenge.lower().startswith("bearer") or not realm:
+            return False
+        if urlsplit(realm)[:2] != urlsplit(self.base)[:2]:
+            raise Unsafe(f"{self.base}: refused to authenticate at another host ({realm[:120]!r})")
+        query = {key: fields[key] for key in ("service", "scope") if key in fields}
+        with _transport_errors(realm), self._client.stream("GET", realm, params=query) as answer:
+            if answer.status_code != 200:
+                return False
+            body = httpx.Response(200, content=read_limited(answer, self.base)).json()
+        self.token = str(body.get("token") or body.get("access_token") or "") if isinstance(body, dict) else ""
+        return bool(self.token)
+
+
+def read_limited(answer: httpx.Response, where: str) -> bytes:
+    """The whole body, which must be small.
+
+    Raises:
+        Unreachable: it is larger than any manifest.
+    """
+    data = b""
+    for chunk in answer.iter_bytes():
+        data += chunk
+        if len(data) > MANIFEST_LIMIT:
+            raise Unreachable(f"{where}: answers with more than {MANIFEST_LIMIT} bytes where a manifest should be")
+    return data
+
+
+@contextlib.contextmanager
+def _transport_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        host = urlsplit(url).netloc or url
+        what = str(error) or type(error).__name__
+        raise Unreachable(f"{host} does not answer ({what[:120]}); the same command goes on from there") from error
