@@ -48,7 +48,7 @@ def _list_methods(json: bool) -> None:
     from sizewise.make.method import methods
 
     registry = methods()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in registry.names():
         function = registry.get(name)
         summary = (inspect.getdoc(function) or "").split("\n")[0]
