@@ -1,7 +1,7 @@
 """One model, one task: ask every item once, keep each answer, say how good they are and how sure that is.
 
-Items are asked in chunks of about equal length and each chunk is committed to the ledger as it comes. The chunks depend
-on the items alone, never on what is known already: a chunk is there or is not, so an evaluation that was killed and goes
+Items are asked in chunks of similar length and each chunk is committed to the ledger as it comes. The chunks depend on
+the items alone, never on what is known already: a chunk is there or is not, so an evaluation that was killed and goes
 on batches exactly as one that was not, and ends with the same numbers.
 """
 

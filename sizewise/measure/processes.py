@@ -1,6 +1,7 @@
 """CPU time and memory of the processes that run a model, read from the operating system."""
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 
@@ -31,10 +32,23 @@ def cpu_seconds(pids: Iterable[int]) -> float:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
+        total += _exact_cpu_seconds(process.pid) or times.user + times.system
         if process.pid != os.getpid():
             total += times.children_user + times.children_system
     return total
+
+
+def _exact_cpu_seconds(pid: int) -> float | None:
+    """A process's CPU time in nanosecond steps; the usual counters step by 10 ms. None where there is no such clock."""
+    if pid == os.getpid():
+        return time.process_time()
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        # The kernel's clock of another process: its number inverted, three bits for the kind (2: scheduled time).
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return None
 
 
 class CpuClock:
