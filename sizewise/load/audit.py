@@ -39,7 +39,7 @@ def audit(store: Store, *, deep: bool, grace_s: float = GRACE_S) -> list[Problem
             if wrong:
                 broken.add(layer.digest)
                 what = f"{layer.title or layer.digest[:19]}: {wrong}"
-                remedy = f"`sizewise pull` it again, or `sizewise rm {name}`"
+                remedy = "`sizewise doctor --repair` clears damaged data, then `sizewise pull` brings it back"
                 problems.append(Problem(kind, str(name), what, remedy, (store.blob(layer.digest),)))
     return problems + _orphans(store, grace_s)
 

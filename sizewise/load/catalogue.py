@@ -12,7 +12,7 @@ class Entry:
     """One known model. What we are not sure of is None or empty, never a guess."""
 
     name: str
-    sources: tuple[str, ...] = ()  # references, tried in this order; empty = cannot be pulled (an API, say)
+    sources: tuple[str, ...]  # references, tried in this order; never empty
     parameters: int | None = None
     context_length: int | None = None  # tokens
     license: str = ""
@@ -32,4 +32,4 @@ def entries() -> dict[str, Entry]:
 
 
 def _entry(name: str, body: dict[str, Any]) -> Entry:
-    return Entry(name, tuple(body.pop("sources", ())), **body)
+    return Entry(name=name, **body | {"sources": tuple(body["sources"])})

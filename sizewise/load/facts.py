@@ -28,6 +28,14 @@ def facts_of_gguf(path: Path) -> dict[str, Any]:
     return {key: getattr(info, key) for key in _KEYS}
 
 
+def license_of_gguf(path: Path) -> str:
+    """The licence that the header names, or nothing."""
+    from sizewise.load.gguf_file import read_gguf
+
+    text = read_gguf(path).metadata.get("general.license")
+    return text if isinstance(text, str) else ""
+
+
 def facts_of_folder(folder: Path) -> tuple[ModelKind, dict[str, Path], dict[str, Any]]:
     """A checkpoint folder's kind, files and facts.
 

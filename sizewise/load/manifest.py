@@ -62,8 +62,14 @@ class Problem:
     remedy: str
     paths: tuple[Path, ...] = ()  # what a repair removes
 
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}; {self.remedy}"
+    @property
+    def what(self) -> str:
+        """Where and what, in one line."""
+        return f"{self.where}: {self.message}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The problem as JSON."""
+        return {"kind": self.kind, "where": self.where, "message": self.message, "remedy": self.remedy}
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:

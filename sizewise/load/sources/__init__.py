@@ -10,7 +10,7 @@ from pathlib import Path
 from sizewise.core.errors import BadModel
 from sizewise.core.model import ModelKind
 from sizewise.load import atomic
-from sizewise.load.facts import GGUF_FILE, facts_of_folder, facts_of_gguf
+from sizewise.load.facts import GGUF_FILE, facts_of_folder, license_of_gguf
 from sizewise.load.store import Store
 
 
@@ -39,8 +39,7 @@ def found_at(path: Path, *, owned: bool = False, note: str = "") -> Found:
         if path.is_dir():
             kind, files, _ = facts_of_folder(path)
             return Found(kind, files, owned, note=note)
-        facts_of_gguf(path)
-        return Found("gguf", {GGUF_FILE: path}, owned, note=note)
+        return Found("gguf", {GGUF_FILE: path}, owned, license=license_of_gguf(path), note=note)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,12 @@ def hub(reference: HubRef, store: Store, *, link: bool, listen: Listener) -> Ite
         paths = _download(reference, endpoint, info, files, None if link else folder, listen)
     found = found_at(paths[reference.file] if reference.file else _root(paths), owned=not link)
     try:
-        yield replace(found, license=_license(info), note=f"commit {info.sha}", digests=_digests(reference, files))
+        yield replace(
+            found,
+            license=_license(info) or found.license,
+            note=f"commit {info.sha}",
+            digests=_digests(reference, files),
+        )
     except (DiskFull, KeyboardInterrupt):  # what has arrived is good: the next run goes on from there
         raise
     except SizewiseError:
