@@ -27,7 +27,8 @@ class Answer:
     total_s: float = 0.0
     _told: int = 0
     _settled: int = 0  # tokens before this are decoded for good
-    _read: int = 0  # tokens whose text is in `text`
+    _read: int = 0  # tokens before this are in `text`
+    _seen: int = 0  # characters, of the text of the tokens from `_settled` on, that are in `text`
 
     def push(self, token: int, ends: set[int], tokenizer: Any) -> None:
         """Take the next token and notice the end."""
@@ -35,12 +36,15 @@ class Answer:
         if token in ends:
             self.finish = "stop"
             return
-        # Tokens are decoded with those before them: the pieces alone would lose spaces and split characters.
-        before = tokenizer.decode(self.tokens[self._settled : self._read], skip_special_tokens=True)
+        # Tokens are decoded with some before them: alone they would lose spaces and split characters.
         now = tokenizer.decode(self.tokens[self._settled :], skip_special_tokens=True)
-        if len(now) > len(before) and not now.endswith(_BROKEN):
-            self._add(now[len(before) :])
+        whole = now.rstrip(_BROKEN)
+        if len(whole) > self._seen:
+            self._add(whole[self._seen :])
+            self._seen = len(whole)
+        if whole == now:
             self._settled, self._read = self._read, len(self.tokens)
+            self._seen = len(tokenizer.decode(self.tokens[self._settled :], skip_special_tokens=True))
         if not self.finish and len(self.tokens) >= self.limit:
             self.finish = "length"
 
