@@ -41,8 +41,8 @@ def test_forms(text: str, expected: object) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "a/b/c/d", "../..:x", "a:", "C:\\x", "a b", "name\n", "x" * 81, "é", "hf://a", "hf://a/b/../c", "hf://a/b@/x y",
-       
+        "", "a/b/c/d", "../..:x", "a:", "C:\\x", "a b", "name\n", "x" * 81, "é", "hf://a", "hf://a/b/../c",
+        "hf://a/b@/x y",
         "pypi://", "pypi://a==", "ollama://host", "openai://m@ftp://x", "openai://http://x", "ftp://x", "a/../b",
         "openai://m@http://user:pw@host/v1",
     ],
