@@ -262,11 +262,17 @@ def catalog(
         print_json([asdict(entry) for entry in found])
         return
     rows = [
-        [entry.name, format_count(entry.parameters), str(entry.context_length or "-"), entry.license, entry.sources[0]]
+        [entry.name, format_count(entry.parameters), str(entry.context_length or "-"), entry.license, _origin(entry)]
         for entry in found
     ]
     columns = [("NAME", "left"), ("WEIGHTS", "right"), ("CONTEXT", "right"), ("LICENCE", "left"), ("SOURCE", "left")]
     print_table(columns, rows)
+
+
+def _origin(entry: Any) -> str:
+    """Where the entry's first source lies, without the file's name."""
+    scheme, _, rest = entry.sources[0].partition("://")
+    return f"{scheme}://" + ("/".join(rest.split("/")[:2]) if scheme == "hf" else rest)
 
 
 def doctor(
@@ -284,7 +290,8 @@ def doctor(
         print_json({"problems": [problem.as_json() for problem in problems], "environment": facts})
     else:
         for key, value in facts.items():
-            say(f"{key:<16} {value}")
+            size = key.endswith("_bytes")
+            say(f"{key.removesuffix('_bytes'):<16} {format_bytes(value) if size else value}")
         for problem in problems:
             say(f"✗ {problem.what}: {problem.remedy}")
         say("store and ledger are clean" if not problems else f"{len(problems)} problems")

@@ -32,7 +32,7 @@ def format_bytes(count: float | None) -> str:
     if count is None:
         return "-"
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
+        if count >= size * 0.9995:
             scaled = count / size
             return f"{scaled:.3g} {unit}" if scaled < 100 else f"{scaled:.0f} {unit}"
     return f"{count:.0f} B"
@@ -58,6 +58,6 @@ def format_count(count: float | None) -> str:
     if count is None:
         return "-"
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= size:
+        if count >= size * 0.9995:  # 999.6 million reads 1B, never 1e+03M
             return f"{count / size:.3g}{unit}"
     return f"{count:.0f}"

@@ -21,7 +21,8 @@ def test_durations() -> None:
 
 
 def test_counts() -> None:
-    assert [format_count(n) for n in (None, 500, 134_515_008, 1_240_000_000)] == ["-", "500", "135M", "1.24B"]
+    counts = (None, 500, 134_515_008, 999_885_952, 1_240_000_000)
+    assert [format_count(n) for n in counts] == ["-", "500", "135M", "1B", "1.24B"]
 
 
 @pytest.mark.parametrize("text", ["", "x", "5 parsecs", "-5MB", "1e3"])
