@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sizewise.core.results import Comparison, FitResult
+from sizewise.pick.report.answers import plainly
 from sizewise.pick.report.comparison_view import ComparisonView, comparison_view
 from sizewise.pick.report.figures import Figure
 from sizewise.pick.report.fit_view import KINDS, STATUS, FitView, fit_view
@@ -32,7 +33,12 @@ def _fit(view: FitView) -> str:
         lines += ["", f"{_plain(picture.title)}."]
     if standing.bar is not None:
         lines += ["", f"The bar: {result.metric} {standing.scale.value(standing.bar, 1)}{standing.scale.suffix}."]
-    header = ["Candidate", "Kind", *(_head(column.title, column.unit) for column in view.columns), "Outcome"]
+    header = [
+        "Candidate",
+        "Kind",
+        *(", ".join(filter(None, (column.title, column.unit, column.source))) for column in view.columns),
+        "Outcome",
+    ]
     rows = [
         [
             f"**{_plain(row.name)}**" if row.state == "winner" else _plain(row.name),
@@ -90,20 +96,16 @@ def _evidence(view: FitView | ComparisonView, digests: Iterable[tuple[str, str]]
     lines = ["", "## How every number was come by", ""]
     lines += [f"- {_plain(quantity)}: {source}; {_plain(how)}" for quantity, source, how in view.provenance]
     lines += [f"- {_plain(note)}" for note in result.notes]
-    machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result.machine.items())
+    machine = ", ".join(" ".join(plainly(key, value)) for key, value in result.machine.items())
     lines += ["", f"Machine: {_plain(machine)}. Seed {result.seed}. It took {result.seconds:.0f} s.", ""]
     lines += ["To get it again:", "", *_fenced(view.command), ""]
     return lines + [f"- {_plain(name)}: `{digest}`" for name, digest in digests if digest]
 
 
-def _head(title: str, unit: str) -> str:
-    return f"{title}, {unit}" if unit else title
-
-
 def _cell(figure: Figure) -> str:
     if figure.value is None:
         return f"- ({_plain(figure.why)})"
-    return figure.text.strip("\u2007\u2008") + (f" ({figure.mark})" if figure.mark else "")
+    return figure.words + (f" ({figure.mark})" if figure.mark else "")
 
 
 def _table(header: list[str], rows: list[list[str]], right: range) -> list[str]:

@@ -22,7 +22,7 @@ MACHINE = {
     "system": "Linux 6.8",
     "python": "3.11.9",
 }
-WATTS = "estimated: 12 W for each busy core times CPU seconds"
+WATTS = "12 W for each busy core times CPU seconds"
 
 
 def interval(value: float, half: float, n: int) -> Interval:

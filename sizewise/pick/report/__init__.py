@@ -12,6 +12,7 @@ from sizewise import __version__
 from sizewise.core.errors import UsageError
 from sizewise.core.results import Comparison, FitResult
 from sizewise.load.atomic import write_atomic
+from sizewise.pick.report.answers import plainly
 from sizewise.pick.report.comparison_view import ComparisonView, comparison_view
 from sizewise.pick.report.fit_view import KINDS, STATUS, FitView, fit_view
 from sizewise.pick.report.read import as_result
@@ -113,13 +114,15 @@ def _environment() -> Any:
     import jinja2
 
     # Autoescape always, not by file name: everything but our own style and script is somebody else's text.
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["plainly"] = plainly
+    return environment
 
 
 @cache

@@ -3,7 +3,10 @@
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from sizewise.core.units import format_bytes, format_seconds
+from sizewise.pick.report.numbers import NO_VALUE
 
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")
 _FENCE = re.compile(r"^[ \t]*```[^\n]*$", re.MULTILINE)
@@ -52,6 +55,18 @@ def _visible(character: str) -> str:
     if character in "\n\t" or not (ord(character) < 32 or ord(character) == 127):
         return character
     return chr(0x2400 + (ord(character) if ord(character) < 32 else 0x21))  # the pictures of control characters
+
+
+def plainly(key: str, value: Any) -> tuple[str, str]:
+    """A key that carries its unit, and its value, in words: `memory_bytes` 25200000000 is `memory`, `25.2 GB`."""
+    name, _, unit = key.rpartition("_")
+    if isinstance(value, (int, float)) and name and unit in ("bytes", "s"):
+        return name.replace("_", " "), format_bytes(value) if unit == "bytes" else format_seconds(value)
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    elif isinstance(value, dict):
+        value = ", ".join(f"{inner} {each}" for inner, each in value.items())
+    return key.replace("_", " "), NO_VALUE if value in (None, "") else clean(str(value), 400)
 
 
 def show(answer: str, reference: str | None, longest: int) -> Shown:

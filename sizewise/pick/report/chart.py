@@ -6,15 +6,14 @@ Home-made SVG because the page must stay under 2 MB and open offline: plotly.js 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sizewise.pick.frontier import Point, step_line
-from sizewise.pick.report.labels import Box, Wanted, place_labels
-from sizewise.pick.report.numbers import Scale, decimals, fixed, quantity_text
+from sizewise.pick.report.labels import Box, Wanted, ambiguous, place_labels
+from sizewise.pick.report.numbers import Scale, fixed, quantity_text
 from sizewise.pick.report.standing import Cost, Standing, Standings
 
-_LABEL_PX, _CHAR = 13.0, 0.6  # font size; width of a character in ems, on the wide side
-_LONGEST = 30  # characters of a name
+_LABEL_PX, _CHAR = 13.0, 0.57  # font size; width of a character in ems, on the wide side
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,10 @@ class Canvas:
     right: float = 16
     top: float = 34
     bottom: float = 50
+    longest: int = 32  # characters of a name
 
 
-CANVASES = (Canvas("wide", 1000, 520), Canvas("narrow", 358, 420, left=38, right=8))
+CANVASES = (Canvas("wide", 1000, 520), Canvas("narrow", 358, 420, left=38, right=8, longest=20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Label:
 
     x: float
     y: float
+    end: bool  # x is where it ends: it stands left of its point
     name: str
     value: str
     leader: tuple[float, float] | None
@@ -96,8 +97,8 @@ def draw(standing: Standings, cost: Cost, canvas: Canvas) -> Chart:
     corners = [(across.at(point.cost), along.at(sign * point.quality)) for point in step_line(known)]
     if corners:
         corners.append((canvas.width - canvas.right, corners[-1][1]))
-    bar = None if standing.bar is None else Tick(along.at(standing.bar), _bar_text(standing))
-    bar_left = bar is not None and _crowded_right(bar, spots, canvas)
+    bar = None if standing.bar is None else Tick(along.at(standing.bar), _bar_text(standing, canvas))
+    bar_left = bar is not None and _free_left(bar, spots, canvas)
     marks = _label(spots, corners, bar, bar_left, canvas, standing.scale)
     path = "".join(f"{'L' if place else 'M'}{x:.1f} {y:.1f}" for place, (x, y) in enumerate(corners))
     return Chart(canvas, across.ticks(), along.ticks(), marks, path, bar, bar_left, across.zero_until)
@@ -110,8 +111,8 @@ class _Across:
         self.quantity, self.canvas = quantity, canvas
         positive = [value for value in values if value > 0] or [1.0]
         low, high = math.log10(min(positive)), math.log10(max(positive))
-        spare = max(0.12 * (high - low), (1 - (high - low)) / 2, 0.15)
-        self.low, self.high = low - spare, high + spare
+        spare = max(0.06 * (high - low), (1 - (high - low)) / 2, 0.12)
+        self.low, self.high = low - spare, high + 2.2 * spare  # names read best to the right of their points
         self.zero_until = canvas.left + 34 if any(value == 0 for value in values) else None
         self.start = self.zero_until or canvas.left
         self.end = canvas.width - canvas.right
@@ -170,22 +171,20 @@ def _spot(place: int, each: Standing, value: float, across: _Across, along: _Alo
     return Mark(place, each, across.at(value), along.at(quality.value), y_low, y_high, cost.text(value), None)
 
 
-def _bar_text(standing: Standings) -> str:
+def _bar_text(standing: Standings, canvas: Canvas) -> str:
     bar, scale = standing.bar or 0.0, standing.scale
     margin = standing.result.bar.margin
-    if margin is None:
-        return f"the bar: {scale.value(bar, 1)}{scale.suffix}"
-    name = clip(standing.reference.name) if standing.reference else "the best"
-    return f"the bar: {name} less {fixed(margin * scale.factor, decimals(margin * scale.factor / 10))} {scale.points}"
+    text = f"the bar, {scale.value(bar, 1)}{scale.suffix}"
+    if margin is None or canvas.longest < 30:
+        return text
+    name = clip(standing.reference.name, canvas.longest) if standing.reference else "the best"
+    return f"{text}: {name} less {margin * scale.factor:.3g} {scale.points}"
 
 
-def _crowded_right(bar: Tick, spots: Sequence[Mark], canvas: Canvas) -> bool:
-    """True where the words at the right end of the bar would lie on a point, but not those at the left."""
-
-    def hits(box: Box) -> bool:
-        return any(box.overlaps(_point_box(spot)) or box.overlaps(_interval_box(spot)) for spot in spots)
-
-    return hits(_bar_box(bar, False, canvas)) and not hits(_bar_box(bar, True, canvas))
+def _free_left(bar: Tick, spots: Sequence[Mark], canvas: Canvas) -> bool:
+    """True where the words at the left end of the bar lie on no point: cheap and good is where points are rarest."""
+    words = _bar_box(bar, True, canvas)
+    return not any(words.overlaps(_point_box(spot)) or words.overlaps(_interval_box(spot)) for spot in spots)
 
 
 def _bar_box(bar: Tick, left: bool, canvas: Canvas) -> Box:
@@ -215,38 +214,43 @@ def _label(
         soft.append(Box(min(x1, x2) - 1, min(y1, y2) - 1, max(x1, x2) + 1, max(y1, y2) + 1))
     if bar:
         soft.append(Box(canvas.left, bar.at - 1, canvas.width - canvas.right, bar.at + 1))
-    wanted = [_wanted(spot, scale) for spot in spots]
+    names = [_words(spot, scale, canvas) for spot in spots]
+    wanted = [_wanted(spot, *words) for spot, words in zip(spots, names, strict=True)]
     boxes = place_labels(wanted, frame, hard, soft)
-    return tuple(
-        Mark(
-            spot.place, spot.standing, spot.x, spot.y, spot.y_low, spot.y_high, spot.cost,
-            _placed(spot, box, scale) if box else None,
-        )
-        for spot, box in zip(spots, boxes, strict=True)
-    )  # fmt: skip
+    marks = []
+    for place, (spot, box) in enumerate(zip(spots, boxes, strict=True)):
+        others = wanted[:place] + wanted[place + 1 :]
+        label = None
+        if box:
+            end = box.right < spot.x
+            leader = _leader(box, wanted[place], others)
+            label = Label(box.right if end else box.left, box.top, end, *names[place], leader)
+        marks.append(replace(spot, label=label))
+    return tuple(marks)
 
 
-def _wanted(spot: Mark, scale: Scale) -> Wanted:
-    name, value = _words(spot, scale)
+def _wanted(spot: Mark, name: str, value: str) -> Wanted:
     if spot.standing.state == "winner":  # two lines, the first one bold
-        return Wanted(spot.x, spot.y, max(len(name) * 15 * 0.63, len(value) * _LABEL_PX * _CHAR), 36)
+        return Wanted(spot.x, spot.y, max(len(name) * 15 * 0.62, len(value) * _LABEL_PX * _CHAR), 36, 17)
     return Wanted(spot.x, spot.y, len(f"{name} {value}".strip()) * _LABEL_PX * _CHAR, 17)
 
 
-def _words(spot: Mark, scale: Scale) -> tuple[str, str]:
+def _words(spot: Mark, scale: Scale, canvas: Canvas) -> tuple[str, str]:
     quality = scale.text(spot.standing.quality) if spot.standing.quality else ""
+    name = clip(spot.standing.name, canvas.longest)
     if spot.standing.state == "winner":
-        return clip(spot.standing.name), f"{quality} at {spot.cost}"
-    return clip(spot.standing.name), quality if spot.standing.state == "passing" else ""
+        return name, f"{quality} at {spot.cost}"
+    return name, quality if spot.standing.state == "passing" else ""
 
 
-def _placed(spot: Mark, box: Box, scale: Scale) -> Label:
-    near = (min(max(spot.x, box.left), box.right), min(max(spot.y, box.top), box.bottom))
-    far = math.hypot(near[0] - spot.x, near[1] - spot.y) > 20
-    return Label(box.left, box.top, *_words(spot, scale), near if far else None)
+def _leader(box: Box, label: Wanted, others: Sequence[Wanted]) -> tuple[float, float] | None:
+    """Where a thin line from the point meets its label, if the label stands far off or near another point."""
+    near = (min(max(label.x, box.left), box.right), min(max(label.y, box.top), box.bottom))
+    far = math.hypot(near[0] - label.x, near[1] - label.y) > 20
+    return near if far or ambiguous(box, label, others) else None
 
 
-def clip(name: str, longest: int = _LONGEST) -> str:
+def clip(name: str, longest: int) -> str:
     """A long name with its middle left out: both ends tell models apart."""
     if len(name) <= longest:
         return name

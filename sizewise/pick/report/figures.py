@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sizewise.core.measurement import Measurement
-from sizewise.pick.report.numbers import NO_VALUE, column, quantity_text
+from sizewise.pick.report.numbers import FIGURE_SPACE, NO_VALUE, POINT_SPACE, column, quantity_text
 
 QUANTITIES = {"s": "seconds", "byte": "bytes", "bytes": "bytes", "B": "bytes", "USD": "usd", "usd": "usd", "$": "usd"}
 EXACT = ("bytes", "parameters", "tokens")  # counted, so that three digits are worth writing
@@ -35,6 +35,16 @@ class Figure:
     text: str
     why: str = ""
     provenance: str = "measured"
+
+    @property
+    def padding(self) -> str:
+        """The spaces that bring the decimal points of a column into one line."""
+        return self.text[len(self.words) :]
+
+    @property
+    def words(self) -> str:
+        """The text without its padding."""
+        return self.text.rstrip(FIGURE_SPACE + POINT_SPACE)
 
     @property
     def mark(self) -> str:

@@ -1,6 +1,6 @@
 """What the page and the Markdown say about a fit: figures, pictures, table, classes, examples, provenance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sizewise.core.measurement import Measurement
@@ -45,6 +45,7 @@ class TableColumn:
     title: str
     unit: str
     figures: tuple[Figure, ...]
+    source: str = ""  # "estimated" or "stated", where all of them are
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class FitView:
 
     result: FitResult
     standing: Standings
+    best_of: tuple[tuple[str, str], ...]  # name, "smallest and fastest"
     facts: tuple[Fact, ...]
     pictures: tuple[Picture, ...]
     columns: tuple[TableColumn, ...]
@@ -76,6 +78,7 @@ def fit_view(result: FitResult, longest: int = 4000) -> FitView:
     return FitView(
         result,
         standing,
+        _best_of(result),
         _facts(standing, shown),
         tuple(_picture(standing, cost) for cost in standing.costs()),
         _columns(standing),
@@ -88,6 +91,16 @@ def fit_view(result: FitResult, longest: int = 4000) -> FitView:
         _provenance(standing),
         result.command or f"sizewise fit {result.task}.toml --seed {result.seed}",
     )
+
+
+def _best_of(result: FitResult) -> tuple[tuple[str, str], ...]:
+    """Who is smallest, fastest and cheapest of those that pass, each name once."""
+    decision = result.decision
+    words: dict[str, list[str]] = {}
+    for word, name in (("smallest", decision.smallest), ("fastest", decision.fastest), ("cheapest", decision.cheapest)):
+        if name:
+            words.setdefault(name, []).append(f"the {word}")
+    return tuple((name, " and ".join(", ".join(found).rsplit(", ", 1))) for name, found in words.items())
 
 
 def _facts(standing: Standings, shown: Standing | None) -> tuple[Fact, ...]:
@@ -150,13 +163,22 @@ def _columns(standing: Standings) -> tuple[TableColumn, ...]:
         reasons = [_why(each) or cost.absent if cost.key == "money" else cost.absent for each in money]
         sources = [each.provenance if cost.key == "money" and each else "measured" for each in money]
         unit, figures = cells(values, cost.quantity, reasons, sources, 3 if cost.key == "bytes" else 2)
-        columns.append(TableColumn(cost.axis, unit, tuple(figures)))
+        columns.append(_one_source(TableColumn(cost.title, unit + cost.tail, tuple(figures))))
     energy = [row.candidate.energy_j_per_item for row in rows]
     sources = [each.provenance if each else "measured" for each in energy]
     reasons = [_why(each) or "energy was not measured" for each in energy]
     unit, figures = cells([each.value if each else None for each in energy], "J", reasons, sources)
-    columns.append(TableColumn("energy per item", unit, tuple(figures)))
+    columns.append(_one_source(TableColumn("Energy", unit + " per item", tuple(figures))))
     return tuple(each for each in columns if any(figure.value is not None for figure in each.figures))
+
+
+def _one_source(column: TableColumn) -> TableColumn:
+    """Where all numbers of a column are estimated (or stated), its head says so once."""
+    sources = {figure.provenance for figure in column.figures if figure.value is not None}
+    if len(sources) != 1 or sources == {"measured"}:
+        return column
+    figures = tuple(replace(figure, provenance="measured") for figure in column.figures)
+    return TableColumn(column.title, column.unit, figures, sources.pop())
 
 
 def _why(measurement: Measurement | None) -> str:
@@ -167,7 +189,6 @@ def _quality_column(standing: Standings, split: str) -> TableColumn:
     scale = standing.scale
     intervals: list[Interval | None] = [getattr(row.candidate, split) for row in standing.all]
     texts = align([scale.value(each.value, scale.digits(each)) if each else None for each in intervals])
-    title = f"{scale.metric}, {'test' if split == 'test' else 'development'}"
     figures = tuple(
         Figure(
             each.value if each else None,
@@ -176,7 +197,8 @@ def _quality_column(standing: Standings, split: str) -> TableColumn:
         )
         for each, text, row in zip(intervals, texts, standing.all, strict=True)
     )
-    return TableColumn(title, scale.unit, figures)
+    name = scale.metric[:1].upper() + scale.metric[1:]
+    return TableColumn(name, f"{scale.unit}, {split}".removeprefix(", "), figures)
 
 
 def _spans(standing: Standings) -> tuple[tuple[tuple[float, float, float] | None, ...], float | None]:
@@ -253,7 +275,7 @@ def _provenance(standing: Standings) -> tuple[tuple[str, str, str], ...]:
         if cost.key in methods:
             lines.append((cost.axis, "measured", methods[cost.key]))
     for name, measurements in (
-        ("money per 1,000 items", [row.candidate.usd_per_1000_items for row in shown]),
+        ("money per million items", [row.candidate.usd_per_1000_items for row in shown]),
         ("energy per item", [row.candidate.energy_j_per_item for row in shown]),
     ):
         known = dict.fromkeys(

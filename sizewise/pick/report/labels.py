@@ -8,9 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-_GAP = 11.0  # between a point and its label
 _RINGS = (0.0, 14.0, 28.0, 44.0, 64.0, 90.0)
-_DIRECTIONS = ((1, 0), (-1, 0), (1, -1), (-1, -1), (1, 1), (-1, 1), (0, -1), (0, 1))
+# Across, along, and for places above and below the share of the label that stands left of the point.
+_DIRECTIONS = (
+    (1, 0, 0.5), (-1, 0, 0.5), (1, -1, 0.5), (-1, -1, 0.5), (1, 1, 0.5), (-1, 1, 0.5),
+    (0, -1, 0.5), (0, 1, 0.5), (0, -1, 0.8), (0, 1, 0.8), (0, -1, 0.2), (0, 1, 0.2),
+)  # fmt: skip
 
 
 class Box(NamedTuple):
@@ -34,12 +37,13 @@ class Box(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """A label to place: the point that it belongs to, and its size."""
+    """A label to place: the point that it belongs to, its size, and how far off it starts."""
 
     x: float
     y: float
     width: float
     height: float
+    gap: float = 11.0  # between the point and its label
 
 
 def place_labels(wanted: Sequence[Wanted], frame: Box, hard: Sequence[Box], soft: Sequence[Box]) -> list[Box | None]:
@@ -58,31 +62,42 @@ def place_labels(wanted: Sequence[Wanted], frame: Box, hard: Sequence[Box], soft
     for label in wanted:
         taken = [*hard, *(box for box in placed if box)]
         free = [box for box in _places(label) if box.inside(frame) and not any(box.overlaps(other) for other in taken)]
-        # sorted() is stable: among places that touch equally many lines the nearest comes first.
-        ranked = sorted(free, key=lambda box: sum(box.overlaps(line) for line in soft) * 30 + _distance(box, label))
-        placed.append(ranked[0] if ranked else None)
+        others = [other for other in wanted if other is not label]
+        placed.append(min(free, key=lambda box: _badness(box, label, others, soft), default=None))
     return placed
+
+
+def ambiguous(box: Box, label: Wanted, others: Sequence[Wanted]) -> bool:
+    """True where the box stands as near to another point as to its own."""
+    own = _distance(box, label)
+    return any(_distance(box, other) < own + 5 for other in others)
+
+
+def _badness(box: Box, label: Wanted, others: Sequence[Wanted], soft: Sequence[Box]) -> float:
+    crossed = sum(box.overlaps(line) for line in soft)
+    return _distance(box, label) + 18 * crossed + (35 if ambiguous(box, label, others) else 0)
 
 
 def _places(label: Wanted) -> Iterator[Box]:
     for ring in _RINGS:
-        for across, along in _DIRECTIONS:
-            yield _box(label, across, along, ring)
+        for across, along, share in _DIRECTIONS:
+            yield _box(label, across, along, share, ring)
 
 
-def _box(label: Wanted, across: int, along: int, ring: float) -> Box:
-    reach = _GAP + ring
-    diagonal = reach * 0.72 if across and along else reach
+def _box(label: Wanted, across: int, along: int, share: float, ring: float) -> Box:
+    """The box in one of eight directions; the diagonal ones sit a little lower, so that they still read as beside."""
+    reach = label.gap + ring
+    rise = reach * 0.6 if across else reach
     if across > 0:
-        left = label.x + diagonal
+        left = label.x + reach
     elif across < 0:
-        left = label.x - diagonal - label.width
+        left = label.x - reach - label.width
     else:
-        left = label.x - label.width / 2
+        left = label.x - label.width * share
     if along > 0:
-        top = label.y + diagonal - 3
+        top = label.y + rise
     elif along < 0:
-        top = label.y - diagonal - label.height + 3
+        top = label.y - rise - label.height
     else:
         top = label.y - label.height / 2
     return Box(left, top, left + label.width, top + label.height)

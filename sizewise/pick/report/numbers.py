@@ -133,11 +133,14 @@ def quantity_text(value: float, quantity: str, digits: int = 2) -> str:
     # Rounded first: 999.7 kB is 1 MB, not 1,000 kB.
     rounded = 0.0 if value == 0 else round(value, digits - 1 - math.floor(math.log10(abs(value))))
     size, unit = next((step for step in steps if abs(rounded) >= step[0]), steps[-1])
-    return f"{significant(value / size, digits)}{NARROW_SPACE}{unit}"
+    text = significant(value / size, digits)
+    if quantity == "bytes" and "." in text:  # counted, not measured: 91.0 MB claims no more than 91 MB
+        text = text.rstrip("0").rstrip(".")
+    return f"{text}{NARROW_SPACE}{unit}"
 
 
 def ratio_text(ratio: float) -> str:
     """How one cost stands to another: `1/14`, `1/4,100`, `62 %`, `3.1 times`."""
     if ratio > 1.05:
         return f"{significant(ratio, 2)} times"
-    return f"1/{significant(1 / ratio, 2)}" if ratio < 0.4 else f"{significant(ratio * 100, 2)}{NARROW_SPACE}%"
+    return f"1/{significant(1 / ratio, 2)}" if ratio < 0.1 else f"{significant(ratio * 100, 2)}{NARROW_SPACE}%"

@@ -22,6 +22,7 @@ class Cost:
     quantity: str  # see numbers.column
     value: Callable[[Candidate], float | None]
     absent: str  # why there may be no number
+    tail: str = ""  # after the unit, over the column
 
     def text(self, value: float) -> str:
         """The cost with the unit that suits it; sizes are exact, times are not."""
@@ -31,25 +32,33 @@ class Cost:
 COSTS = (
     Cost(
         "cpu", "CPU time", "CPU time per item", "CPU time", "seconds", lambda each: each.cpu_s_per_item,
-        "the model does not run on this machine, or was not run",
+        "the model does not run on this machine, or was not run", " per item",
     ),
     Cost(
-        "latency", "Latency", "latency of one item, median", "waiting time", "seconds",
-        lambda each: each.latency_p50_s, "it left before latency was measured",
+        "latency", "Latency", "latency, median", "waiting time", "seconds",
+        lambda each: each.latency_p50_s, "it left before latency was measured", ", median",
     ),
     Cost(
-        "bytes", "Size on disk", "size on disk", "size", "bytes", lambda each: each.bytes,
+        "bytes", "Size", "size on disk", "size", "bytes", lambda each: each.bytes,
         "the model is not on this machine",
     ),
     Cost(
         "memory", "Memory", "peak memory", "memory", "bytes", lambda each: each.memory_bytes,
-        "it left before memory was measured",
+        "it left before memory was measured", ", peak",
     ),
     Cost(
-        "money", "Money", "money per 1,000 items", "money", "usd",
-        lambda each: each.usd_per_1000_items.value if each.usd_per_1000_items else None, "no price was stated",
+        "money", "Money", "money per million items", "money", "usd", lambda each: _usd_per_million(each),
+        "no price was stated", " per million",
     ),
 )  # fmt: skip
+
+
+def _usd_per_million(candidate: Candidate) -> float | None:
+    """A thousand items cost so little on small models that the number would be all zeros."""
+    money = candidate.usd_per_1000_items
+    return None if money is None or money.value is None else money.value * 1000
+
+
 KINDS = {"majority": "majority class", "tfidf": "TF-IDF head", "embedding": "embedding head", "prompted": "prompted"}
 
 
