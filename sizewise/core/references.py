@@ -146,7 +146,10 @@ def _hub(text: str, rest: str) -> HubRef:
     repo_part, at, after = rest.partition("@")
     revision, file = "main", ""
     if at:
-        revision, _, file = after.partition("/")
+        # The hub's own revisions hold slashes: refs/pr/1, refs/convert/parquet. Of others the first part counts.
+        own = re.match(r"refs/(?:pr|convert)/[^/]+", after)
+        revision = own.group() if own else after.partition("/")[0]
+        file = after[len(revision) + 1 :]
         pieces = repo_part.split("/")
     else:
         pieces = rest.split("/")
