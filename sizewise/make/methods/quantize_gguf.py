@@ -50,7 +50,7 @@ def quantize_gguf(
         out: folder for the new file.
         listen: hears the bytes written.
         type: name of the mix, from most to fewest bits per weight; rows that do not fit its blocks get the nearest type
-            that does.
+            that does. IQ4_NL and IQ4_XS search for each block's scale and take some twenty times as long as the others.
         requantize: allow a quantized base; its rounding errors stay, and new ones are added.
 
     Returns:
