@@ -1,5 +1,6 @@
 """A real GGUF of a few kilobytes: a random Llama with a byte vocabulary, written with the gguf library."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,31 @@ def write_tiny_llama(
     **extra: str,
 ) -> Path:
     """Write a random Llama to `path`. `quantization` packs the matrices with the gguf library's own code."""
-    rng = np.random.default_rng(seed)
-    texts, scores, types = tokens()
     writer = gguf.GGUFWriter(path, "llama")
+    _describe(writer, width, layers, heads, kv_heads, hidden)
+    if file_type is not None:
+        writer.add_file_type(file_type)
+    for key, value in extra.items():
+        writer.add_string(key, value)
+    rng = np.random.default_rng(seed)
+    for name, rows, columns in _matrices(width, layers, width // heads * kv_heads, hidden, tied):
+        if not columns:
+            writer.add_tensor(name, np.ones(rows, np.float32))
+            continue
+        values = (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        if quantization is None:
+            writer.add_tensor(name, values.astype(dtype))
+        else:
+            writer.add_tensor(name, gguf.quantize(values, quantization), raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _describe(writer: gguf.GGUFWriter, width: int, layers: int, heads: int, kv_heads: int, hidden: int) -> None:
+    texts, scores, types = tokens()
     writer.add_name("tiny")
     writer.add_block_count(layers)
     writer.add_context_length(256)
@@ -46,8 +69,6 @@ def write_tiny_llama(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(texts))
     writer.add_rope_dimension_count(width // heads)
-    if file_type is not None:
-        writer.add_file_type(file_type)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(texts)
     writer.add_token_scores(scores)
@@ -55,34 +76,25 @@ def write_tiny_llama(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)
-    for key, value in extra.items():
-        writer.add_string(key, value)
 
-    def matrix(name: str, rows: int, columns: int) -> None:
-        values = (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
-        if quantization is None:
-            writer.add_tensor(name, values.astype(dtype))
-        else:
-            writer.add_tensor(name, gguf.quantize(values, quantization), raw_dtype=quantization)
 
-    matrix("token_embd.weight", len(texts), width)
-    key_width = width // heads * kv_heads
+def _matrices(width: int, layers: int, key_width: int, hidden: int, tied: bool) -> Iterator[tuple[str, int, int]]:
+    """Name, rows and columns of each tensor; 0 columns: a norm."""
+    vocabulary = len(tokens()[0])
+    yield "token_embd.weight", vocabulary, width
     for layer in range(layers):
-        block = f"blk.{layer}."
-        writer.add_tensor(block + "attn_norm.weight", np.ones(width, np.float32))
-        matrix(block + "attn_q.weight", width, width)
-        matrix(block + "attn_k.weight", key_width, width)
-        matrix(block + "attn_v.weight", key_width, width)
-        matrix(block + "attn_output.weight", width, width)
-        writer.add_tensor(block + "ffn_norm.weight", np.ones(width, np.float32))
-        matrix(block + "ffn_gate.weight", hidden, width)
-        matrix(block + "ffn_up.weight", hidden, width)
-        matrix(block + "ffn_down.weight", width, hidden)
-    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
+        for name, rows, columns in (
+            ("attn_norm", width, 0),
+            ("attn_q", width, width),
+            ("attn_k", key_width, width),
+            ("attn_v", key_width, width),
+            ("attn_output", width, width),
+            ("ffn_norm", width, 0),
+            ("ffn_gate", hidden, width),
+            ("ffn_up", hidden, width),
+            ("ffn_down", width, hidden),
+        ):
+            yield f"blk.{layer}.{name}.weight", rows, columns
+    yield "output_norm.weight", width, 0
     if not tied:
-        matrix("output.weight", len(texts), width)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+        yield "output.weight", vocabulary, width
