@@ -112,7 +112,7 @@ class _Across:
         positive = [value for value in values if value > 0] or [1.0]
         low, high = math.log10(min(positive)), math.log10(max(positive))
         spare = max(0.06 * (high - low), (1 - (high - low)) / 2, 0.12)
-        self.low, self.high = low - spare, high + 2.2 * spare  # names read best to the right of their points
+        self.low, self.high = low - spare, high + 2.9 * spare  # names read best to the right of their points
         self.zero_until = canvas.left + 34 if any(value == 0 for value in values) else None
         self.start = self.zero_until or canvas.left
         self.end = canvas.width - canvas.right
