@@ -56,8 +56,14 @@ class Asker:
             "max_tokens": self.task.max_tokens,
             "system": self.task.system,
             "normalised": self.normalised,
-            "window": _WINDOW if self.way == "score texts" else None,
+            "window": self._window if self.way == "score texts" else None,
         }
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit: what the engine was opened with, else what the model has; None where neither says."""
+        opened: int | None = getattr(self.runner, "context_length", None)
+        return opened or self.runner.model.context_length
 
     @property
     def chunk(self) -> int:
@@ -97,6 +103,10 @@ class Asker:
             return [rendered.text]
         return [rendered.text + continuation for continuation in self._continuations(rendered.item)]
 
+    @property
+    def _window(self) -> int:
+        return min(_WINDOW, self.context) if self.context else _WINDOW
+
     def _candidates(self, item: Item) -> tuple[str, ...]:
         return self.task.labels if self.way == "score labels" else item.choices
 
@@ -120,10 +130,8 @@ class Asker:
         return [_written(reply) for reply in self.runner.generate(requests, None, listen)]
 
     def _score_texts(self, rendered: Sequence[Rendered], listen: Listener) -> list[Answered]:
-        limit = self.runner.model.context_length
-        window = min(_WINDOW, limit) if limit else _WINDOW
         texts = [each.prompt or "" for each in rendered]
-        scores = self.runner.score_texts(texts, window, listen)
+        scores = self.runner.score_texts(texts, self._window, listen)
         return [Answered("", text_score=score, tokens=score.tokens) for score in scores]
 
 
@@ -135,11 +143,11 @@ def asker_for(runner: Runner, task: Task, examples: tuple[Item, ...] = (), *, no
     """
     if runner.raw_input:
         examples = ()
-    if task.format == "text" and "generate" not in runner.abilities and "chat" in runner.abilities:
+    if task.format == "text" and _asks_in_chat(runner, task):
         task = replace(task, format="chat")
     way = _way(runner, task)
-    if way == "write" and task.kind == "classify" and task.format == "chat":
-        task = _with_labels_told(task)
+    if task.format == "chat":
+        task = _with_form_told(task, way)
     return Asker(runner, task, examples, way, normalised and way == "score choices")
 
 
@@ -187,10 +195,28 @@ def _need(runner: Runner, ability: str, way: Way, what: str) -> Way:
     return way
 
 
-def _with_labels_told(task: Task) -> Task:
-    """The task with its labels told to the model, unless its prompt does so: in a conversation nothing else would."""
-    told = (task.prompt + task.system).lower()
-    if all(label.lower() in told for label in task.labels):
+def _asks_in_chat(runner: Runner, task: Task) -> bool:
+    """Whether a task of plain text is put as a conversation: the engine knows no other, or has to write a choice.
+
+    An endpoint that tells no log-probabilities is mostly an instructed model; in a conversation it can be told the form
+    of the answer, where plain text would leave it to guess.
+    """
+    if "chat" not in runner.abilities:
+        return False
+    return "generate" not in runner.abilities or (
+        task.kind in ("classify", "choose") and "score" not in runner.abilities
+    )
+
+
+def _with_form_told(task: Task, way: Way) -> Task:
+    """The task with the form of the answer told to the model, unless its prompt does so."""
+    if way == "write a letter":
+        line = "Answer with the letter of the right choice and nothing else."
+    elif way == "write" and task.kind == "classify":
+        told = (task.prompt + task.system).lower()
+        if all(label.lower() in told for label in task.labels):
+            return task
+        line = "Answer with exactly one of these labels and nothing else: " + ", ".join(task.labels)
+    else:
         return task
-    line = "Answer with exactly one of these labels and nothing else: " + ", ".join(task.labels)
     return replace(task, system=f"{task.system}\n{line}".strip())

@@ -66,13 +66,14 @@ def evaluate(
     rendered = asker.render(chosen)
     too_long, warnings = _too_long(asker, rendered)
     key = Key(runner.model.digest, task.digest, asker.parameters(), task.seed, runner.model.name, task.name)
-    known = _known(ledger, key, rendered)
+    # What is not asked is not kept: with a larger context it would be.
+    known = _known(ledger, key, rendered) | _unasked(task, metric, rendered, too_long)
     total = len(rendered)
     listen(Progress(f"evaluate {task.name}", len(known), total))
     for chunk in _chunks(rendered, asker.chunk):
         missing = [each for each in chunk if each.item.id not in known]
         if missing:
-            entries = _ask(asker, task, metric, missing, too_long)
+            entries = _ask(asker, task, metric, missing)
             if ledger:
                 ledger.put(key, entries)
             known.update((entry.outcome.id, entry) for entry in entries)
@@ -125,7 +126,7 @@ def _too_long(asker: Asker, rendered: Sequence[Rendered]) -> tuple[dict[str, str
     Raises:
         UsageError: not one fits.
     """
-    limit = asker.runner.model.context_length
+    limit = asker.context
     if not limit or asker.runner.raw_input or asker.way == "score texts":
         return {}, []
     counts = {each.item.id: count for each in rendered if (count := _tokens_needed(asker, each, limit)) > limit}
@@ -151,23 +152,25 @@ def _tokens_needed(asker: Asker, each: Rendered, limit: int) -> int:
     return bound if bound <= limit else max(asker.runner.count_tokens(texts)) + extra
 
 
-def _ask(asker: Asker, task: Task, metric: Metric, chunk: Sequence[Rendered], too_long: dict[str, str]) -> list[Entry]:
-    """Ask one chunk. What it took in time is shared out evenly: its items were answered together."""
-    fitting = [each for each in chunk if each.item.id not in too_long]
-    clock, began = CpuClock(asker.runner.pids()), time.perf_counter()
-    answers = asker.ask(fitting) if fitting else []
-    seconds = (time.perf_counter() - began) / max(1, len(fitting))
-    cpu = clock.read()
-    share = None if cpu is None else cpu / max(1, len(fitting))
-    outcomes = [
-        _outcome(task, metric, each, answered, seconds) for each, answered in zip(fitting, answers, strict=True)
-    ]
-    unasked = [
-        _outcome(task, metric, each, Answered(too_long[each.item.id]), 0.0)
-        for each in chunk
+def _unasked(task: Task, metric: Metric, rendered: Sequence[Rendered], too_long: dict[str, str]) -> dict[str, Entry]:
+    """The outcomes of items that do not fit."""
+    return {
+        each.item.id: Entry(_outcome(task, metric, each, Answered(too_long[each.item.id]), 0.0), None)
+        for each in rendered
         if each.item.id in too_long
+    }
+
+
+def _ask(asker: Asker, task: Task, metric: Metric, chunk: Sequence[Rendered]) -> list[Entry]:
+    """Ask one chunk. What it took in time is shared out evenly: its items were answered together."""
+    clock, began = CpuClock(asker.runner.pids()), time.perf_counter()
+    answers = asker.ask(chunk)
+    seconds, cpu = time.perf_counter() - began, clock.read()
+    share = None if cpu is None else cpu / len(chunk)
+    return [
+        Entry(_outcome(task, metric, each, answered, seconds / len(chunk)), share)
+        for each, answered in zip(chunk, answers, strict=True)
     ]
-    return [Entry(outcome, share) for outcome in outcomes] + [Entry(outcome, None) for outcome in unasked]
 
 
 def _outcome(task: Task, metric: Metric, each: Rendered, answered: Answered, seconds: float) -> Outcome:

@@ -87,6 +87,16 @@ def test_in_a_conversation_the_labels_are_told() -> None:
     assert turns[0].content.endswith("blue, green")
 
 
+def test_an_engine_that_only_writes_is_asked_in_conversation_where_it_can() -> None:
+    runner = NgramRunner(COLOURS, abilities=frozenset({"generate", "chat"}))
+    evaluate(runner, colours(4))
+    assert "Answer with exactly one of" in runner.requests[0].messages[0].content
+    runner.requests.clear()
+    evaluate(runner, make_task("choose", [Item("test:1", "The sky:", "blue", ("blue", "mauve"))]))
+    assert "the letter" in runner.requests[0].messages[0].content
+    assert "A. blue\nB. mauve" in runner.requests[0].messages[1].content
+
+
 def test_choose_scores_the_text_of_each_choice() -> None:
     items = [Item("test:1", "The sky:", "blue", ("blue", "mauve")), Item("test:2", "Grass:", "green", ("red", "green"))]
     task = make_task("choose", items, prompt="{input}")
@@ -205,6 +215,13 @@ def test_a_prompt_that_does_not_fit_is_not_asked_and_not_cut() -> None:
     assert found.unanswered == 1
     assert found.outcomes[-1].output.startswith("(not asked: needs 5")
     assert found.warnings[0].startswith("1 of 6 rows were not asked")
+
+
+def test_what_did_not_fit_is_asked_when_there_is_more_room(tmp_path: Path) -> None:
+    task = make_task("classify", [*colour_items(5), Item("test:9", "long " * 100, "blue")])
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert evaluate(NgramRunner(COLOURS, context=200), task, ledger=ledger).unanswered == 1
+        assert evaluate(NgramRunner(COLOURS, context=600), task, ledger=ledger).unanswered == 0
 
 
 def test_all_prompts_too_long_is_an_error_with_both_numbers() -> None:
