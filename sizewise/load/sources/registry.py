@@ -154,7 +154,7 @@ class _Blob:
     def _append(self, answer: httpx.Response, done: int) -> None:
         with open(self.partial, "r+b") as file:
             file.seek(done)
-            for chunk in answer.iter_raw(atomic.CHUNK):
+            for chunk in answer.iter_raw():
                 atomic.fault("write")
                 done += len(chunk)
                 if done > self.layer.size:

@@ -1,6 +1,7 @@
 """HTTP for pulling: to hosts that the user named, with no secret ever leaving for another host."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from urllib.parse import urljoin, urlsplit
@@ -80,7 +81,11 @@ class Web:
         with _transport_errors(realm), self._client.stream("GET", realm, params=query) as answer:
             if answer.status_code != 200:
                 return False
-            body = httpx.Response(200, content=read_limited(answer, self.base)).json()
+            data = read_limited(answer, self.base)
+        try:
+            body = json.loads(data)
+        except (ValueError, RecursionError):
+            return False
         self.token = str(body.get("token") or body.get("access_token") or "") if isinstance(body, dict) else ""
         return bool(self.token)
 
@@ -106,4 +111,6 @@ def _transport_errors(url: str) -> Iterator[None]:
     except (httpx.TransportError, httpx.InvalidURL) as error:
         host = urlsplit(url).netloc or url
         what = str(error) or type(error).__name__
-        raise Unreachable(f"{host} does not answer ({what[:120]}); the same command goes on from there") from error
+        raise Unreachable(
+            f"{host} does not answer or broke off ({what[:99]}); the same command goes on from there"
+        ) from error
