@@ -262,6 +262,7 @@ def _describe(
         spans=spans,
     )
     _check_vocabulary(info)
+    _check_heads(info)
     return info
 
 
@@ -301,6 +302,15 @@ def _check_vocabulary(info: GgufInfo) -> None:
             f"{info.path.name}: embedding_length is {info.embedding_length}, but rows of token_embd.weight "
             f"have {embedding.shape[0]} weights"
         )
+
+
+def _check_heads(info: GgufInfo) -> None:
+    """The engine multiplies these counts without looking, and ends its process where they make no sense."""
+    heads, groups = (
+        info.metadata.get(f"{info.architecture}.attention.{key}") for key in ("head_count", "head_count_kv")
+    )
+    if isinstance(heads, int) and isinstance(groups, int) and groups > heads:
+        raise BadModel(f"{info.path.name}: {groups} heads for keys and values, but {heads} in all")
 
 
 def _quantization(metadata: dict[str, Any], tensors: tuple[TensorInfo, ...]) -> str:

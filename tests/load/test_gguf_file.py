@@ -76,6 +76,10 @@ def tensor(
 
 
 EMBEDDING = tensor("token_embd.weight")
+HEADS: tuple[Key, ...] = (
+    ("llama.attention.head_count", 4, u32(4)),
+    ("llama.attention.head_count_kv", 4, u32(9)),
+)
 SECOND: Tensor = ("b.weight", (32,), 0, 512)
 
 BAD: dict[str, tuple[bytes, str]] = {
@@ -140,6 +144,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no weights at all": (build(data=b""), "cut short: tensor a.weight"),
     "vocabulary of another size": (build((ARCHITECTURE, vocabulary(5)), EMBEDDING), "5 tokens"),
     "large vocabulary of another size": (build((ARCHITECTURE, vocabulary(99)), EMBEDDING), "99 tokens"),
+    "more heads for keys than heads": (build((ARCHITECTURE, *HEADS)), "9 heads for keys and values, but 4 in all"),
     "other embedding length": (build(key("llama.embedding_length", 4, u32(64)), EMBEDDING), "embedding_length is 64"),
 }
 
