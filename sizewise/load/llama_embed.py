@@ -12,6 +12,7 @@ from sizewise.load.llama_score import Done
 
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
 _SEQUENCES = 32
+_PACK_TOKENS = 512
 
 
 class Embedder:
@@ -20,23 +21,9 @@ class Embedder:
     def __init__(self, path: Path, *, threads: int, context: int) -> None:
         """Load a model; `context` is the most tokens that a text may have."""
         self.model = NativeModel(path)
-        self.limit = context
-        # An embedding model names its pooling; any other gets the mean over its tokens.
-        pooling = {} if self.model.meta("{arch}.pooling_type") else {"pooling_type": _MEAN}
-        # A text must lie in one physical batch, because its tokens may attend to later ones.
-        self.context = NativeContext(
-            self.model,
-            n_ctx=context,
-            n_batch=context,
-            n_ubatch=context,
-            n_seq_max=_SEQUENCES,
-            n_threads=threads,
-            n_threads_batch=threads,
-            kv_unified=1,
-            embeddings=1,
-            **pooling,
-        )
+        self.limit, self.threads = context, threads
         self.width: int = self.model.lib.llama_model_n_embd_out(self.model.handle)
+        self._context: NativeContext | None = None
 
     def embed(self, texts: Sequence[str], done: Done | None = None) -> NDArray[np.float32]:
         """(n, width) embeddings of length 1.
@@ -48,30 +35,57 @@ class Embedder:
         for one in tokens:
             if len(one) > self.limit:
                 raise UsageError(f"a text of {len(one)} tokens is longer than the context of {self.limit}")
-        out = np.zeros((len(texts), self.width), np.float32)
+        context = self._make_room(max([_PACK_TOKENS, *map(len, tokens)]))
+        out: NDArray[np.float32] = np.zeros((len(texts), self.width), np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         at = 0
         while at < len(order):
             group: list[int] = []
             size = 0
-            while at < len(order) and len(group) < _SEQUENCES and size + len(tokens[order[at]]) <= self.limit:
+            while at < len(order) and len(group) < _SEQUENCES and size + len(tokens[order[at]]) <= context.n_batch:
                 group.append(order[at])
                 size += len(tokens[order[at]])
                 at += 1
-            self._pack(group, tokens, out)
+            _pack(context, group, tokens, out)
             if done:
                 done(at, len(order))
-        return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+        lengths: NDArray[np.float32] = np.linalg.norm(out, axis=1, keepdims=True)
+        out /= np.maximum(lengths, 1e-12)
+        return out
 
-    def _pack(self, group: list[int], tokens: list[list[int]], out: NDArray[np.float32]) -> None:
-        if self.context.memory:
-            self.context.clear()
-        filled = [i for i in group if tokens[i]]  # a text without tokens stays the zero vector
-        if not filled:
-            return
-        ids = [token for i in filled for token in tokens[i]]
-        positions = [at for i in filled for at in range(len(tokens[i]))]
-        sequences = [[number] for number, i in enumerate(filled) for _ in tokens[i]]
-        self.context.decode(ids, positions, sequences, [True] * len(ids))
-        for number, i in enumerate(filled):
-            out[i] = self.context.sequence_embedding(number, self.width)
+    def _make_room(self, tokens: int) -> NativeContext:
+        """A context for packs of at least so many tokens: a text must lie in one, as its tokens may see later ones."""
+        if self._context and self._context.n_batch >= tokens:
+            return self._context
+        if self._context:
+            self._context.close()
+        # An embedding model names its pooling; any other gets the mean over its tokens.
+        pooling = {} if self.model.meta("{arch}.pooling_type") else {"pooling_type": _MEAN}
+        self._context = NativeContext(
+            self.model,
+            n_ctx=tokens,
+            n_batch=tokens,
+            n_ubatch=tokens,
+            n_seq_max=_SEQUENCES,
+            n_threads=self.threads,
+            n_threads_batch=self.threads,
+            kv_unified=1,
+            embeddings=1,
+            **pooling,
+        )
+        return self._context
+
+
+def _pack(context: NativeContext, group: list[int], tokens: list[list[int]], out: NDArray[np.float32]) -> None:
+    """Embed some texts in one go, each as its own sequence."""
+    if context.memory:
+        context.clear()
+    filled = [i for i in group if tokens[i]]  # a text without tokens stays the zero vector
+    if not filled:
+        return
+    ids = [token for i in filled for token in tokens[i]]
+    positions = [at for i in filled for at in range(len(tokens[i]))]
+    sequences = [[number] for number, i in enumerate(filled) for _ in tokens[i]]
+    context.decode(ids, positions, sequences, [True] * len(ids))
+    for number, i in enumerate(filled):
+        out[i] = context.sequence_embedding(number, out.shape[1])

@@ -28,6 +28,11 @@ class NativeModel:
         self.eos: int = self.lib.llama_vocab_eos(self.vocab)
         self.adds_bos: bool = self.bos >= 0 and self.lib.llama_vocab_get_add_bos(self.vocab)
 
+    @property
+    def start(self) -> int:
+        """The token that stands before a text without a prompt: BOS, or EOS where there is no BOS."""
+        return self.bos if self.bos >= 0 else max(self.eos, 0)
+
     def close(self) -> None:
         """Free the weights."""
         if self.handle:

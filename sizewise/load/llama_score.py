@@ -109,7 +109,7 @@ class Scorer:
 
     def next_token(self, prompt: str) -> NDArray[np.float64]:
         """(vocabulary,) natural-log probabilities of the token after a prompt."""
-        tokens = tuple(encode(self.model, prompt)) or (self._start(),)
+        tokens = tuple(encode(self.model, prompt)) or (self.model.start,)
         rows: list[NDArray[np.float64]] = []
 
         def read(_: list[int], __: int, row: NDArray[np.float32]) -> None:
@@ -132,10 +132,6 @@ class Scorer:
         self._run(spans, read, done)
         counts = (len(span.tokens) - span.first for span in spans)
         return [Score(float(total), count, best) for total, count, best in zip(sums, counts, greedy, strict=True)]
-
-    def _start(self) -> int:
-        """What stands before a text that has no prompt."""
-        return self.model.bos if self.model.bos >= 0 else max(self.model.eos, 0)
 
     def _run(
         self, spans: Sequence[Span], read: Callable[[list[int], int, NDArray[np.float32]], None], done: Done | None
@@ -297,7 +293,7 @@ def split_pair(model: NativeModel, prompt: str, continuation: str) -> tuple[list
     bare = prompt.rstrip()
     continuation = prompt[len(bare) :] + continuation
     if not bare:
-        start = [model.bos if model.bos >= 0 else max(model.eos, 0)]
+        start = [model.start]
         tokens = encode(model, continuation)
         return start, tokens[1:] if tokens[:1] == start else tokens
     start, whole = encode(model, bare), encode(model, bare + continuation)

@@ -1,0 +1,246 @@
+"""The engine for GGUF files: llama.cpp, in a child process for each loaded model."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sizewise.core.errors import EngineFailed, Unsupported, UsageError
+from sizewise.core.events import Listener, Progress, silent
+from sizewise.core.model import Model
+from sizewise.core.requests import (
+    Chunk,
+    GenerateRequest,
+    Message,
+    OnChunk,
+    Reply,
+    Score,
+    ScoreRequest,
+    TextScore,
+)
+from sizewise.load.child import Child
+from sizewise.load.gguf_file import GgufInfo, read_gguf
+from sizewise.load.llama_c import WANTED
+from sizewise.load.llama_stream import Connections, complete
+from sizewise.load.runner import Ability, Options
+from sizewise.load.templates import prompt_form, render_chat, render_without_template
+
+# Architectures without a next token: what they make of a text is an embedding.
+_ENCODERS = frozenset(
+    "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert gemma-embedding".split()
+)
+_CONTEXT = 4096  # where the file does not say
+
+
+class LlamaCpp:
+    """A GGUF model. Nothing is loaded before it is needed; after a crash the next call starts a new child."""
+
+    raw_input = False
+    engine = f"llamacpp {WANTED}"
+
+    def __init__(self, model: Model, options: Options = Options()) -> None:  # noqa: B008 (frozen)
+        """Check the file and start the child.
+
+        Raises:
+            BadModel: the file is cut short, is no GGUF or has an unknown architecture.
+            Unsupported: the model is no GGUF file.
+        """
+        if model.kind != "gguf":
+            raise Unsupported(f"{model.name}: the llamacpp engine runs GGUF files, not a {model.kind}")
+        self.model, self.options = model, options
+        self.warnings: list[str] = []
+        self._path = next(iter(model.files.values()))
+        self._info: GgufInfo = read_gguf(self._path)
+        self._template = model.template or self._info.template
+        self.context_length = self._info.context_length or _CONTEXT
+        if options.context:
+            self.context_length = min(options.context, self.context_length)
+        self.abilities: frozenset[Ability] = frozenset(self._abilities())
+        self._threads = options.threads or len(os.sched_getaffinity(0))
+        self._parallel = max(1, options.parallel)
+        self._start = threading.Lock()
+        self._closed = False
+        self._child, self._words = self._open()
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_chunk: OnChunk | None = None, listen: Listener = silent
+    ) -> list[Reply]:
+        """Answer each request; see the protocol. Up to `Options.parallel` at once."""
+        self._need("generate")
+        if not requests:
+            return []
+        child = self._alive()
+        prompts = child.call("tokenize", texts=[self.prompt(request) for request in requests])[0]
+        limits = [self._limit(len(one), request) for one, request in zip(prompts, requests, strict=True)]
+        room = max(len(one) + limit for one, limit in zip(prompts, limits, strict=True))
+        server = child.call("serve", tokens=room)[0]
+        connections = Connections(server["address"].partition("://")[2], server["key"])
+        one_at_a_time = threading.Lock()
+
+        def tell(index: int) -> Callable[[str], None] | None:
+            if on_chunk is None:
+                return None
+
+            def hear(text: str) -> None:
+                with one_at_a_time:
+                    on_chunk(index, Chunk(text))
+
+            return hear
+
+        def answer(i: int) -> Reply:
+            try:
+                return complete(connections, prompts[i], limits[i], requests[i].sampling, tell(i))
+            except EngineFailed as error:
+                if connections.closed:
+                    raise
+                raise self._reason(child, error) from error
+
+        return self._together(len(requests), answer, connections, listen)
+
+    def score(self, requests: Sequence[ScoreRequest], listen: Listener = silent) -> list[list[Score]]:
+        """Log-probability of each continuation; see the protocol."""
+        self._need("score")
+        asked = [(request.prompt, request.continuations) for request in requests]
+        rows = self._alive().call("score", self._hear("score", listen), requests=asked)[0]
+        return [[Score(*numbers) for numbers in row] for row in rows]
+
+    def score_texts(self, texts: Sequence[str], window: int = 512, listen: Listener = silent) -> list[TextScore]:
+        """Log-probability of whole texts in windows; see the protocol."""
+        self._need("text_score")
+        rows = self._alive().call("score_texts", self._hear("score", listen), texts=list(texts), window=window)[0]
+        return [TextScore(*numbers) for numbers in rows]
+
+    def next_token(self, prompt: str) -> NDArray[np.float64]:
+        """(vocabulary,) natural-log probabilities of the token that follows a prompt."""
+        self._need("score")
+        return np.frombuffer(self._alive().call("next_token", prompt=prompt)[1], np.float64).copy()
+
+    def embed(self, texts: Sequence[str], listen: Listener = silent) -> NDArray[np.float32]:
+        """(n, width) L2-normalised embeddings."""
+        self._need("embed")
+        shape, data = self._alive().call("embed", self._hear("embed", listen), texts=list(texts))
+        return np.frombuffer(data, np.float32).reshape(shape).copy()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text as plain text, without BOS."""
+        counts: list[int] = self._alive().call("count", texts=list(texts))[0]
+        return counts
+
+    def prompt(self, request: GenerateRequest) -> str:
+        """The whole text that the model continues; what control tokens users wrote are marked as plain text."""
+        if request.prompt is not None:
+            return request.prompt
+        messages = request.messages
+        if self.model.system and all(message.role != "system" for message in messages):
+            messages = (Message("system", self.model.system), *messages)
+        bos, eos, control = self._words["bos"], self._words["eos"], self._words["control"]
+        if self._template:
+            return render_chat(self._template, messages, bos=bos, eos=eos, control=control)
+        form = self._form()
+        if not form:
+            self._warn(f"{self.model.name} has no chat template: it gets the messages as plain text")
+        return render_without_template(messages, form, control=control)
+
+    def pids(self) -> list[int]:
+        """The child, where one runs."""
+        return [self._child.pid] if self._child.alive else []
+
+    def close(self) -> None:
+        """End the child. Safe to call twice."""
+        self._closed = True
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _abilities(self) -> tuple[Ability, ...]:
+        if self._info.architecture in _ENCODERS:
+            return ("embed",)
+        able: tuple[Ability, ...] = ("generate", "score", "text_score", "embed")
+        return (*able, "chat") if self._template or self._form() else able
+
+    def _form(self) -> str | None:
+        return prompt_form(self.model.name) or prompt_form(self._info.architecture)
+
+    def _open(self) -> tuple[Child, dict[str, Any]]:
+        child = Child("sizewise.load.runners._llamacpp_child", self.model.name)
+        try:
+            words = child.call(
+                "open",
+                path=str(self._path),
+                threads=self._threads,
+                context=self.context_length,
+                parallel=self._parallel,
+                kv_bytes_per_token=self._info.kv_bytes_per_token or 0,
+            )[0]
+        except BaseException:
+            child.close()
+            raise
+        return child, words
+
+    def _alive(self) -> Child:
+        """The child; a new one where the last one died."""
+        with self._start:
+            if self._closed:
+                raise EngineFailed(f"{self.model.name}: the model was closed")
+            if not self._child.alive:
+                self._child.close()
+                self._child, self._words = self._open()
+            return self._child
+
+    def _limit(self, tokens: int, request: GenerateRequest) -> int:
+        """How many tokens may be generated after a prompt of so many."""
+        if tokens >= self.context_length:
+            raise UsageError(
+                f"{self.model.name}: a prompt of {tokens} tokens leaves no room in the context of {self.context_length}"
+            )
+        if request.sampling.max_tokens < 1:
+            raise UsageError(f"max_tokens must be at least 1, not {request.sampling.max_tokens}")
+        return min(request.sampling.max_tokens, self.context_length - tokens)
+
+    def _together(
+        self, count: int, answer: Callable[[int], Reply], connections: Connections, listen: Listener
+    ) -> list[Reply]:
+        """Run requests side by side; the first failure ends all."""
+        what = f"{self.model.name}: generate"
+        replies: dict[int, Reply] = {}
+        with ThreadPoolExecutor(min(count, self._parallel)) as pool:
+            futures = {pool.submit(answer, i): i for i in range(count)}
+            try:
+                for future in as_completed(futures):
+                    replies[futures[future]] = future.result()
+                    listen(Progress(what, len(replies), count))
+            except BaseException:  # Ctrl-C too: passed on as soon as the streams have ended
+                pool.shutdown(wait=False, cancel_futures=True)
+                connections.close()
+                raise
+        return [replies[i] for i in range(count)]
+
+    def _reason(self, child: Child, error: EngineFailed) -> EngineFailed:
+        """Why a stream broke: the child's own end, where it died."""
+        try:
+            child.call("count", texts=[])
+        except EngineFailed as death:
+            return death
+        return error
+
+    def _need(self, ability: Ability) -> None:
+        if ability not in self.abilities:
+            raise Unsupported(f"{self.model.name} ({self._info.architecture}) cannot {ability.replace('_', ' ')}")
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def _hear(self, verb: str, listen: Listener) -> Callable[[dict[str, Any]], None]:
+        return lambda event: listen(Progress(f"{self.model.name}: {verb}", event["done"], event["total"]))
