@@ -245,6 +245,32 @@ def test_coverage_of_a_paired_difference() -> None:
     assert 0.93 <= covered(once, 0.02) <= 0.97
 
 
+def test_few_rows_and_hardly_a_flip_is_where_tango_covers_and_a_bootstrap_does_not() -> None:
+    generator = np.random.default_rng(0)
+    hits = np.zeros(2)
+    for _ in range(400):
+        _, gained, lost, _ = generator.multinomial(30, [0.8, 0.06, 0.04, 0.1])
+        steps = np.repeat([1.0, -1.0, 0.0], [gained, lost, 30 - gained - lost])
+        ends = stats.bootstrap(lambda c, d=steps: c @ d / 30, 30, steps.mean(), resamples=400, corrected=False)  # type: ignore[misc]
+        for which, (low, high) in enumerate((stats.tango(gained, lost, 30), ends)):
+            hits[which] += low - 1e-9 <= 0.02 <= high + 1e-9
+    assert hits[0] / 400 > 0.93
+    assert hits[1] / 400 < 0.9
+
+
+def test_that_many_rows_do_decide_on_a_margin() -> None:
+    """Two models that are equally good, a margin of 3 points: simulated power is the 80 % that is promised."""
+    generator = np.random.default_rng(6)
+    seen = difference([1.0, 0.0] * 10 + [1.0] * 180, [0.0, 1.0] * 10 + [1.0] * 180)
+    needed = rows_to_decide(seen, 0.03)
+    assert needed is not None
+    wins = 0
+    for _ in range(300):
+        _, gained, lost = generator.multinomial(needed, [0.9, 0.05, 0.05])
+        wins += stats.tango(gained, lost, needed)[0] > -0.03
+    assert 0.72 <= wins / 300 <= 0.88
+
+
 def test_that_many_rows_do_separate() -> None:
     """Simulated power at the number asked for is the 80 % that it promises."""
     generator = np.random.default_rng(5)
