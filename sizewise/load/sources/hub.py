@@ -56,8 +56,8 @@ def hub(reference: HubRef, store: Store, *, link: bool, listen: Listener) -> Ite
         atomic.require_space(store.layout.blobs, sum(sibling.size or 0 for sibling in files.values()) - have)
     with atomic.storage_errors(folder), _hub_errors(reference, endpoint):
         paths = _download(reference, endpoint, info, files, None if link else folder, listen)
-    found = found_at(paths[reference.file] if reference.file else _root(paths), owned=not link)
     try:
+        found = found_at(paths[reference.file] if reference.file else _root(paths), owned=not link)
         yield replace(
             found,
             license=_license(info) or found.license,
