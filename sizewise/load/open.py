@@ -44,9 +44,10 @@ def open_runner(
         able = " or ".join(ENGINES[found.kind])
         raise Unsupported(f"{found.name} is a {found.kind} model, which {chosen} does not run: use {able}")
     if chosen == "linear":
+        from sizewise.load.linear_model import encoder_of
         from sizewise.load.runners.linear import Linear
 
-        return Linear(found, options)
+        return Linear(found, options, lambda: open_runner(encoder_of(found), options=options))
     if chosen == "http":
         from sizewise.load.runners.http import Http
 
