@@ -3,7 +3,7 @@
 Temporary file with a name of its own -> write -> fsync -> check the sha256 -> rename -> fsync of the folder.
 
 `SIZEWISE_FAULT=point:nth:action` breaks the process on purpose at the nth passage of a point (`open`, `write`, `fsync`,
-`rename`, `done`); the action is `kill` or `enospc`. The tests of crash safety use it.
+`rename`, `done`, `unlink`); the action is `kill` or `enospc`. The tests of crash safety use it.
 """
 
 import contextlib

@@ -201,6 +201,7 @@ class Store:
             layers = self.get(name).blobs
         with atomic.storage_errors(entries[0]):
             for path in entries:
+                atomic.fault("unlink")
                 path.unlink(missing_ok=True)
                 atomic.sync_folder(path.parent)
                 _prune(path.parent, self.root)
@@ -279,6 +280,7 @@ class Store:
     def drop(self, digest: str) -> None:
         """Remove a blob and what is known of it."""
         for path in (self.blob(digest), self.layout.link_record(digest)):
+            atomic.fault("unlink")
             path.unlink(missing_ok=True)
 
     def _manifest_bytes(self, path: Path) -> tuple[bytes, float]:
