@@ -4,6 +4,7 @@ Fair timing: one model in memory at a time, in the order given; each writes a fe
 pay for memory that is mapped on first touch); then one instruction at a time, so that no answer waits for another.
 """
 
+import json
 import shlex
 import time
 import tomllib
@@ -344,11 +345,11 @@ def _notes(models: Sequence["Model"]) -> list[str]:
 
 def _has_template(model: "Model") -> bool:
     """True where a chat template is stored with the model or in its files."""
-    from sizewise.load.checkpoint import inspect_checkpoint
     from sizewise.load.gguf_file import read_gguf
 
-    if model.template is not None:
+    if model.template or "chat_template.jinja" in model.files:
         return True
-    first = next(iter(model.files.values()))
-    info = read_gguf(first) if model.kind == "gguf" else inspect_checkpoint(first.parent)
-    return bool(info.template)
+    if model.kind == "gguf":
+        return bool(read_gguf(next(iter(model.files.values()))).template)
+    settings = model.files.get("tokenizer_config.json")
+    return bool(settings and json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
