@@ -17,15 +17,19 @@ from sizewise.core.recipe import Lineage, Recipe, RecipeStep
 from sizewise.core.references import parse_name, parse_reference
 from sizewise.core.task import Item, Task
 from sizewise.load.atomic import storage_errors, temporary
+from sizewise.load.linear_model import ENCODER_PREFIX
 from sizewise.load.models import find_model, save_model
 from sizewise.load.store import Store
 from sizewise.make.method import Made, kind_of, methods, wants
 
-ENCODER_PREFIX = "encoder/"  # where a linear model on embeddings keeps the files of its encoder
-
 
 class Fitted(Protocol):
     """What a head method gives back."""
+
+    @property
+    def kind(self) -> str:
+        """What sort of head it is, for people: "tfidf", ..."""
+        ...
 
     @property
     def parameters(self) -> int:
@@ -99,7 +103,7 @@ def make(
 def _check_inputs(method: str, function: Callable[..., Any], base: str | None, task: Task | None) -> None:
     wanted = wants(function)
     needs_base = "base" in wanted or "embeddings" in wanted
-    needs_task = "texts" in wanted
+    needs_task = kind_of(function) == "head"
     if needs_base and base is None:
         what = "an encoder" if "embeddings" in wanted else "a model"
         raise UsageError(f"{method} needs {what} to start from: sizewise make {method} MODEL --name NAME")
@@ -132,7 +136,7 @@ def _fit_head(job: _Job, folder: Path) -> Made:
     head: Fitted = job.function(*(given[name] for name in wants(job.function)), **job.options)
     files |= head.save(folder)
     figures = {"train_rows": len(items), "head_parameters": head.parameters}
-    return Made("linear", files, parameters=parameters + head.parameters, figures=figures)
+    return Made("linear", files, parameters=parameters + head.parameters, figures=figures, architecture=head.kind)
 
 
 def _examples(job: _Job) -> tuple[Item, ...]:
@@ -151,9 +155,9 @@ def _examples(job: _Job) -> tuple[Item, ...]:
 def _embed(job: _Job, base: Model, texts: list[str]) -> Any:
     from sizewise.load.open import open_runner
 
+    if base.kind != "encoder":
+        raise Unsupported(f"{base.name} is a {base.kind} model; {job.method} needs an encoder such as minilm")
     with open_runner(base, store=job.store) as runner:
-        if "embed" not in runner.abilities:
-            raise Unsupported(f"{base.name} gives no embeddings; {job.method} needs an encoder such as all-minilm")
         return runner.embed(texts, job.listen)
 
 
@@ -165,7 +169,7 @@ def _keep(job: _Job, made: Made, folder: Path, name: str, seconds: float) -> Mod
         name,
         made.kind,
         made.files,
-        architecture=base.architecture if base and whole else "",
+        architecture=made.architecture or (base.architecture if base and whole else ""),
         parameters=made.parameters,
         quantization=made.quantization,
         context_length=base.context_length if base else None,

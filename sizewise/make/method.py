@@ -42,6 +42,7 @@ class Made:
     parameters: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)  # numbers about the making, for the lineage
     note: str = ""  # what a reader must know to judge the result, for the lineage
+    architecture: str = ""  # "" = that of the base
 
 
 def model_method(function: Callable[P, R]) -> Callable[P, R]:

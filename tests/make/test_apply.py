@@ -44,6 +44,8 @@ METHODS = {
         from sizewise.make.method import head_method
 
         class Head:
+            kind = "lengths"
+
             def __init__(self, weights, seed):
                 self.weights, self.seed = weights, seed
 
@@ -212,7 +214,7 @@ def test_failure_leaves_the_old_model_and_no_trace(
 @pytest.mark.usefixtures("own_methods")
 def test_a_head_learns_from_the_train_split(store: Store) -> None:
     made = make("head-lengths", None, name="moods", task=a_task(*ROWS), options={"scale": 2.0}, seed=3, store=store)
-    assert (made.kind, made.parameters) == ("linear", 2)
+    assert (made.kind, made.architecture, made.parameters) == ("linear", "lengths", 2)
     assert made.files["linear.json"].read_text() == "([('bad', 7.0), ('good', 10.0)], 3)"
     assert made.lineage.figures["train_rows"] == 4
     assert (made.lineage.data_name, made.lineage.parent_name) == ("moods", None)

@@ -65,7 +65,7 @@ def order(name: str, bases: dict[str, str]) -> tuple[str | None, Task | None]:
     function = methods().get(name)
     wanted = wants(function)
     base = bases[kind_of(function)] if {"base", "embeddings"} & set(wanted) else None
-    return base, moods() if "texts" in wanted else None
+    return base, moods() if kind_of(function) == "head" else None
 
 
 def run(name: str, bases: dict[str, str], store: Store, **options: Any) -> Model:
