@@ -58,7 +58,7 @@ def leftovers(store: Store, *, grace_s: float) -> list[Path]:
             found.append(path)
     for path in _entries(layout.links):
         digest = _digest_of_name(path.name.removesuffix(".json"))
-        if digest is None or not layout.blob(digest).is_symlink():
+        if digest is None or digest not in used or not layout.blob(digest).is_symlink():
             found.append(path)
     found += _entries(layout.incoming)
     for folder in (layout.manifests, layout.notes):

@@ -86,18 +86,26 @@ def test_a_pull_from_a_registry_killed_at_each_point(store: Store, server: Regis
     assert is_clean(store)
 
 
-def test_pulls_killed_at_random_moments(store: Store, server: RegistryServer) -> None:
-    reference, chance = f"ollama://{server.host}/tiny", random.Random(20)
-    clean = Store(store.root.parent / "clean")
-    expected = run(PULL, reference, env=environment(clean)).stdout.strip()
-    for _ in range(6):
-        command = [sys.executable, "-c", PULL, reference]
-        child = subprocess.Popen(command, env=environment(store), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.05, 0.8))
+@pytest.mark.parametrize(("kind", "kills"), [("registry", 5), ("wheel", 4)])
+def test_pulls_killed_at_random_moments(
+    store: Store, server: RegistryServer, tmp_path: Path, kind: str, kills: int
+) -> None:
+    wheels = write_wheel(tmp_path / "wheels", "tiny-model", {"m.gguf": (tmp_path / "m.gguf").read_bytes()}).parent
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+    reference = f"ollama://{server.host}/tiny" if kind == "registry" else "pypi://tiny-model"
+    clean, chance = Store(store.root.parent / "clean"), random.Random(20)
+    start = time.monotonic()
+    expected = run(PULL, reference, env=environment(clean, **pip)).stdout.strip()
+    whole_s = time.monotonic() - start
+    assert expected
+    for _ in range(kills):
+        command, env = [sys.executable, "-c", PULL, reference], environment(store, **pip)
+        child = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.1, 1.0) * whole_s)
         child.kill()
         child.wait()
         assert check(store) == []
-    assert run(PULL, reference, env=environment(store)).stdout.strip() == expected
+    assert run(PULL, reference, env=environment(store, **pip)).stdout.strip() == expected
     assert is_clean(store)
 
 
