@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from tiny_gguf import write_tiny_llama
 from sizewise.core.errors import UnknownName, UsageError
 from sizewise.core.model import Model
 from sizewise.core.params import schema_of, validate
+from sizewise.core.requests import GenerateRequest, Sampling
 from sizewise.core.task import Item, Task
 from sizewise.load.models import find_model, list_models
+from sizewise.load.open import open_runner
+from sizewise.load.runner import Options
 from sizewise.load.store import Store
 from sizewise.make.apply import make
 from sizewise.make.method import WANTED, kind_of, methods, wants
@@ -102,39 +106,61 @@ def test_options_that_are_none(name: str) -> None:
             validate(function, {parameter.name: object()}, name)
 
 
+@pytest.fixture(scope="module")
+def made(bases: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Model, Store]]:
+    """Each method's model, made once."""
+
+    @cache
+    def by(name: str) -> tuple[Model, Store]:
+        store = Store(tmp_path_factory.mktemp(name))
+        return run(name, bases, store), store
+
+    return by
+
+
+MadeOnce = Callable[[str], tuple[Model, Store]]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_order_gives_the_same_model_and_it_can_be_found_again(
-    name: str, bases: dict[str, str], tmp_path: Path
-) -> None:
-    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
-    first, second = run(name, bases, one), run(name, bases, two)
+def test_the_same_order_gives_the_same_bytes(name: str, made: MadeOnce, bases: dict[str, str], tmp_path: Path) -> None:
+    first, second = made(name)[0], run(name, bases, Store(tmp_path))
     assert first.digest == second.digest
     assert {key: path.read_bytes() for key, path in first.files.items()} == {
         key: path.read_bytes() for key, path in second.files.items()
     }
-    found = find_model(f"made-by-{name}", one)
-    assert found == first
-    assert all(path.is_relative_to(one.root) for path in found.files.values())
-    assert (found.parameters or 0) > 0
-    assert found.size_bytes == sum(path.stat().st_size for path in found.files.values())
-    assert not one.verify()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_lineage_can_be_followed(name: str, bases: dict[str, str], tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    made = run(name, bases, store)
+def test_it_is_found_again_and_runs(name: str, made: MadeOnce) -> None:
+    model, store = made(name)
+    found = find_model(f"made-by-{name}", store)
+    assert found == model
+    assert all(path.is_relative_to(store.root) for path in found.files.values())
+    assert (found.parameters or 0) > 0
+    assert found.size_bytes == sum(path.stat().st_size for path in found.files.values())
+    assert not store.verify()
+    with open_runner(found, options=Options(threads=1), store=store) as runner:
+        sampling = Sampling(max_tokens=2)
+        (reply,) = runner.generate([GenerateRequest(prompt="lovely fox", sampling=sampling)])
+    assert reply.finish in ("stop", "length")
+    if kind_of(methods().get(name)) == "head":
+        assert reply.text in ("good", "bad")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_lineage_can_be_followed(name: str, made: MadeOnce, bases: dict[str, str]) -> None:
+    model, store = made(name)
     base, task = order(name, bases)
-    assert made.lineage.recipe is not None
-    (step,) = made.lineage.recipe.steps
-    assert (step.method, made.lineage.recipe.seed) == (name, 1)
+    assert model.lineage.recipe is not None
+    (step,) = model.lineage.recipe.steps
+    assert (step.method, model.lineage.recipe.seed) == (name, 1)
     assert step.options == validate(methods().get(name), TINY_OPTIONS.get(name, {}), name)
     if base:
-        assert (made.lineage.parent_name, made.lineage.parent_digest) == (base, find_model(base, store).digest)
+        assert (model.lineage.parent_name, model.lineage.parent_digest) == (base, find_model(base, store).digest)
     if task:
-        assert made.lineage.data_name == task.name
-        assert (made.lineage.data_digest or "").startswith("sha256:")
-    assert made.lineage.figures["bytes_after"] == made.size_bytes
+        assert model.lineage.data_name == task.name
+        assert (model.lineage.data_digest or "").startswith("sha256:")
+    assert model.lineage.figures["bytes_after"] == model.size_bytes
 
 
 @pytest.mark.parametrize("name", NAMES)
