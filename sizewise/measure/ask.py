@@ -21,7 +21,7 @@ from sizewise.measure.prompts import Rendered, render, render_bare, stops
 Way = Literal["score labels", "score choices", "write", "write a letter", "score texts"]
 _WINDOW = 512  # tokens in a window of a text whose perplexity is taken
 _SCORED_CHUNK, _WRITTEN_CHUNK = 64, 16  # items committed together: written answers take longer, so fewer may be lost
-_BARE_CHUNK = 1024  # a linear model answers thousands in the time of one commit
+_BARE_CHUNK = 256  # a linear model answers hundreds in the time of one commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +159,22 @@ def pick_likeliest(candidates: Sequence[str], scores: Sequence[Score], *, normal
         scores: of each, in the same order.
         normalised: compare log-probability per character, so that long choices are not at a disadvantage.
     """
-    shown = {text: round(score.logprob, 4) for text, score in zip(candidates, scores, strict=True)}
+    logprobs = [score.logprob for score in scores]
     tokens = sum(score.tokens for score in scores)
-    if not all(math.isfinite(score.logprob) or score.logprob == -math.inf for score in scores):
-        return Answered(json.dumps({text: str(value) for text, value in shown.items()}), tokens=tokens)
-    values = [
-        score.logprob / max(1, len(text)) if normalised else score.logprob
-        for text, score in zip(candidates, scores, strict=True)
-    ]
+    shown = json.dumps(
+        {
+            text: round(value, 4) if math.isfinite(value) else None
+            for text, value in zip(candidates, logprobs, strict=True)
+        },
+        ensure_ascii=False,
+    )
+    # Minus infinity says "never"; not a number, or never for all of them, says nothing.
+    if any(math.isnan(value) for value in logprobs) or max(logprobs) == -math.inf:
+        return Answered(shown, tokens=tokens)
+    lengths = [max(1, len(text)) if normalised else 1 for text in candidates]
+    values = [value / length for value, length in zip(logprobs, lengths, strict=True)]
     best = max(range(len(values)), key=values.__getitem__)
-    return Answered(json.dumps(shown, ensure_ascii=False), picked=candidates[best], tokens=tokens)
+    return Answered(shown, picked=candidates[best], tokens=tokens)
 
 
 def _written(reply: Reply) -> Answered:

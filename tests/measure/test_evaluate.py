@@ -1,6 +1,7 @@
 """Evaluation end to end with a small real model: every kind, the ledger, killed processes, prompts that do not fit."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -126,8 +127,14 @@ def test_normalised_scores_do_not_punish_length() -> None:
     assert pick_likeliest(("no", "certainly"), scores, normalised=True).picked == "certainly"
 
 
-def test_no_answer_where_the_engine_gives_no_number() -> None:
-    assert pick_likeliest(("a", "b"), [Score(float("nan"), 1, False), Score(-1.0, 1, False)]).picked is None
+@pytest.mark.parametrize(
+    ("logprobs", "picked"),
+    [((math.nan, -1.0), None), ((-math.inf, -math.inf), None), ((-math.inf, -9.0), "b"), ((-1.0, -1.0), "a")],
+)
+def test_an_answer_is_picked_only_where_there_is_one(logprobs: tuple[float, ...], picked: str | None) -> None:
+    found = pick_likeliest(("a", "b"), [Score(value, 1, False) for value in logprobs])
+    assert found.picked == picked
+    assert set(json.loads(found.output)) == {"a", "b"}
 
 
 def test_perplexity_is_made_of_whole_texts() -> None:
