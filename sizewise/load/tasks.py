@@ -94,9 +94,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         except UnicodeDecodeError:
             raise BadRow(path, 1, "not UTF-8 text; save the file as UTF-8") from None
         except tomllib.TOMLDecodeError as error:
-            problem, _, place = str(error).partition(" (at line ")
-            line = place.partition(",")[0]
-            raise BadRow(path, int(line) if line.isdigit() else None, f"not TOML: {problem}") from None
+            problem, _, place = str(error).partition(" (at ")
+            digits = place.removeprefix("line ").partition(",")[0]
+            line = int(digits) if digits.isdigit() else text.rstrip().count("\n") + 1  # else: "end of document"
+            raise BadRow(path, line, f"not TOML: {problem}") from None
     for key, value in keys.items():
         _check_type(path, key, value)
     return keys
