@@ -1,5 +1,6 @@
 """From a reference to a `Model`: what is on this machine or behind an address, ready for a runner to open."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -110,7 +111,7 @@ def save_model(
         listen: hears the bytes read.
 
     Raises:
-        UsageError: the name has no valid form, or there is not exactly one file for a gguf model.
+        UsageError: the name has no valid form, or a gguf model has not exactly one file.
         BadModel, DigestMismatch: a file is not what its kind or `digests` say.
         DiskFull: there is no room; what the name meant before is still there.
     """
@@ -120,22 +121,24 @@ def save_model(
     facts = _facts(kind, files, (architecture, parameters, quantization, context_length, embedding_length))
     texts = _texts({TEMPLATE_TYPE: template, OLLAMA + "system": system, OLLAMA + "license": license}, defaults, lineage)
     with store.writing():
-        layers = []
+        layers, wanted = [], digests or {}
         for title, path in sorted(files.items()):
-            expected = (digests or {}).get(title)
-            blob = store.add_file(path, link=link, move=move, expected=expected, listen=listen)
+            blob = store.add_file(path, link=link, move=move, expected=wanted.get(title), listen=listen)
             layers.append(Layer(OLLAMA + "model", *blob) if kind == "gguf" else Layer(FILE_TYPE, *blob, title))
-        layers += [Layer(media, *store.add_bytes(data)) for media, data in texts.items()]
-        store.put(target, config_of(kind, facts), layers)
+        store.put(
+            target, config_of(kind, facts), layers + [Layer(media, *store.add_bytes(data)) for media, data in texts]
+        )
     return _stored(target, store)
 
 
-def _texts(texts: dict[str, str | None], defaults: dict[str, Any] | None, lineage: Lineage) -> dict[str, bytes]:
-    """Media type -> content of the small layers."""
+def _texts(
+    texts: dict[str, str | None], defaults: dict[str, Any] | None, lineage: Lineage
+) -> Iterable[tuple[str, bytes]]:
+    """Media type and content of the small layers."""
     data = {media: text.encode() for media, text in texts.items() if text}
     data |= {OLLAMA + "params": canonical(defaults)} if defaults else {}
     lineage = replace(lineage, made_by=lineage.made_by or f"sizewise {__version__}")
-    return data | {LINEAGE_TYPE: canonical(lineage.as_json())}
+    return [*data.items(), (LINEAGE_TYPE, canonical(lineage.as_json()))]
 
 
 def _facts(kind: ModelKind, files: dict[str, Path], told: tuple[Any, ...]) -> dict[str, Any]:
