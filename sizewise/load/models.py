@@ -1,6 +1,5 @@
 """From a reference to a `Model`: what is on this machine or behind an address, ready for a runner to open."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -119,26 +118,24 @@ def save_model(
     if kind == "endpoint" or not files or (kind == "gguf" and len(files) != 1):
         raise UsageError(f"{name}: a {kind} model cannot be stored from {len(files)} files")
     facts = _facts(kind, files, (architecture, parameters, quantization, context_length, embedding_length))
-    texts = _texts({TEMPLATE_TYPE: template, OLLAMA + "system": system, OLLAMA + "license": license}, defaults, lineage)
+    texts = {TEMPLATE_TYPE: template, OLLAMA + "system": system, OLLAMA + "license": license}
     with store.writing():
         layers, wanted = [], digests or {}
         for title, path in sorted(files.items()):
             blob = store.add_file(path, link=link, move=move, expected=wanted.get(title), listen=listen)
             layers.append(Layer(OLLAMA + "model", *blob) if kind == "gguf" else Layer(FILE_TYPE, *blob, title))
-        store.put(
-            target, config_of(kind, facts), layers + [Layer(media, *store.add_bytes(data)) for media, data in texts]
-        )
-    return _stored(target, store)
+        layers += _small_layers(store, texts, defaults, lineage)
+        return _model(store.put(target, config_of(kind, facts), layers), store)
 
 
-def _texts(
-    texts: dict[str, str | None], defaults: dict[str, Any] | None, lineage: Lineage
-) -> Iterable[tuple[str, bytes]]:
-    """Media type and content of the small layers."""
+def _small_layers(
+    store: Store, texts: dict[str, str | None], defaults: dict[str, Any] | None, lineage: Lineage
+) -> list[Layer]:
     data = {media: text.encode() for media, text in texts.items() if text}
     data |= {OLLAMA + "params": canonical(defaults)} if defaults else {}
     lineage = replace(lineage, made_by=lineage.made_by or f"sizewise {__version__}")
-    return [*data.items(), (LINEAGE_TYPE, canonical(lineage.as_json()))]
+    data |= {LINEAGE_TYPE: canonical(lineage.as_json())}
+    return [Layer(media, *store.add_bytes(content)) for media, content in data.items()]
 
 
 def _facts(kind: ModelKind, files: dict[str, Path], told: tuple[Any, ...]) -> dict[str, Any]:
