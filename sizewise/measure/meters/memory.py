@@ -19,6 +19,7 @@ from sizewise.measure.machine import machine_id
 from sizewise.measure.processes import process_tree
 
 INTERVAL_S = 0.02
+_LOOK_EVERY = 25  # samples between two looks for new processes, which go through all that the system has
 _NAME, _UNIT = "peak_memory_bytes", "bytes"
 
 
@@ -30,6 +31,7 @@ class PeakMemory:
         self.peak = 0
         self.samples = 0
         self.processes = 0
+        self._family: list[psutil.Process] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
 
@@ -43,7 +45,6 @@ class PeakMemory:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._sample()
 
     def measurement(self) -> Measurement:
         """The peak so far."""
@@ -65,9 +66,11 @@ class PeakMemory:
             self._sample()
 
     def _sample(self) -> None:
-        family = process_tree(self.pids)
-        self.processes = max(self.processes, len(family))
-        self.peak = max(self.peak, sum(_bytes_of(process, shared=len(family) > 1) for process in family))
+        if self.samples % _LOOK_EVERY == 0:
+            self._family = process_tree(self.pids)
+            self.processes = max(self.processes, len(self._family))
+        shared = len(self._family) > 1
+        self.peak = max(self.peak, sum(_bytes_of(process, shared=shared) for process in self._family))
         self.samples += 1
 
 
