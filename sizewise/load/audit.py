@@ -66,6 +66,11 @@ def leftovers(store: Store, *, grace_s: float) -> list[Path]:
     return [path for path in found if _age_s(path) >= grace_s]
 
 
+def is_unfinished_download(path: Path, store: Store) -> bool:
+    """True for what a broken-off pull left so that the next one can go on from there."""
+    return path.name.endswith(".partial") or path.parent == store.layout.incoming
+
+
 def _orphans(store: Store, grace_s: float) -> list[Problem]:
     try:
         paths = leftovers(store, grace_s=grace_s)
@@ -75,10 +80,10 @@ def _orphans(store: Store, grace_s: float) -> list[Problem]:
     problems = []
     for path in paths:
         kind, what = "orphan", "no model uses it"
+        if is_unfinished_download(path, store):  # nothing is wrong with it: pulling again goes on from there
+            continue
         if path.name.startswith(TEMPORARY):
             kind, what = "temporary", "a write that was broken off"
-        elif path.name.endswith(".partial") or path.parent == store.layout.incoming:
-            kind, what = "partial", "a download that was not finished; pulling again goes on from there"
         problems.append(Problem(kind, path.name, what, remedy, (path,)))
     return problems
 

@@ -67,8 +67,14 @@ def environment(store: Store | None = None) -> dict[str, Any]:
         "store": str(store.root),
         "store_free_bytes": shutil.disk_usage(place).free,
         "models": len(store.list()),
+        "unfinished_downloads_bytes": _unfinished_bytes(store),
     }
     return facts | {engine: _version(engine) for engine in _ENGINES}
+
+
+def _unfinished_bytes(store: Store) -> int:
+    places = [*store.layout.blobs.glob("*.partial"), *store.layout.incoming.rglob("*")]
+    return sum(path.stat().st_size for path in places if path.is_file())
 
 
 def _repair(store: Store, deep: bool, grace_s: float) -> None:

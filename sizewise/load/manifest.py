@@ -56,7 +56,7 @@ class Manifest:
 class Problem:
     """Something wrong in a store, and what to do about it."""
 
-    kind: str  # "manifest", "missing", "size", "digest", "link", "orphan", "temporary", "partial", "ledger"
+    kind: str  # "manifest", "missing", "size", "digest", "link", "orphan", "temporary", "ledger"
     where: str
     message: str
     remedy: str

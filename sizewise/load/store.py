@@ -121,7 +121,7 @@ class Store:
             size = source.stat().st_size
             if not link and not move:
                 return self._copy(source, size, expected, listen)
-            digest = self.digest_file(source, listen)
+            digest = _hash(source, listen) if move else self.digest_file(source, listen)
             if expected and digest != expected:
                 raise DigestMismatch(f"{path}: its digest is {digest}, expected {expected}; get the file again")
             if self._keep(Layer("", digest, size)):

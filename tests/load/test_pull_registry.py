@@ -265,12 +265,16 @@ def test_redirects_without_end_end(store: Store, server: RegistryServer) -> None
         pull(f"ollama://{server.host}/tiny", store=store)
 
 
-def test_what_the_registry_lacks_or_refuses_is_said(store: Store, server: RegistryServer, canary: Server) -> None:
+def test_what_the_registry_lacks_or_refuses_is_said(store: Store, server: RegistryServer) -> None:
     with pytest.raises(UnknownName, match="library/absent:latest"):
         pull(f"ollama://{server.host}/absent", store=store)
     server.faults = {"status_500"}
     with pytest.raises(Unreachable, match="500"):
         pull(f"ollama://{server.host}/tiny", store=store)
+    server.faults, server.blobs = set(), {}
+    with pytest.raises(Unreachable, match="404"):
+        pull(f"ollama://{server.host}/tiny", store=store)
+    assert partials(store) == []
 
 
 def test_a_registry_that_wants_a_login_is_not_given_one(

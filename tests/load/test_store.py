@@ -235,7 +235,7 @@ def test_garbage_goes_after_its_grace(store: Store) -> None:
     old = time.time() - 7200
     for path in store.layout.blobs.iterdir():
         os.utime(path, (old, old))
-    assert sorted(problem.kind for problem in store.verify()) == ["orphan", "partial", "temporary"]
+    assert sorted(problem.kind for problem in store.verify()) == ["orphan", "temporary"]
     assert len(store.collect_garbage()) == 3
     assert store.blob(kept).exists()
     assert not store.blob(orphan).exists()

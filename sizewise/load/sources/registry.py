@@ -105,25 +105,30 @@ class _Blob:
 
     def pull(self) -> None:
         """Fetch, check and publish. A second process waits here and then finds the blob."""
-        with atomic.locked(self.partial, exclusive=True, wait_s=86400.0):
-            if self.store.has(self.layer):
-                self.partial.unlink(missing_ok=True)
-                return
-            with atomic.storage_errors(self.partial):
-                resumed = self._fetch()
-                if self._digest() != self.layer.digest and resumed:
-                    self._restart()  # what an earlier run left may be to blame
-                    self._fetch()
-                if self._digest() != self.layer.digest:
-                    self.partial.unlink()
-                    raise DigestMismatch(f"{self.what}: the data has another sha256 than the manifest says; not kept")
-                self._publish()
+        with atomic.locked(self.partial, exclusive=True, wait_s=86400.0), atomic.storage_errors(self.partial):
+            try:
+                if not self.store.has(self.layer):
+                    self._fetch_and_check()
+            finally:
+                if self._size() == 0:
+                    self.partial.unlink(missing_ok=True)
+
+    def _fetch_and_check(self) -> None:
+        resumed = self._fetch()
+        if self._digest() != self.layer.digest and resumed:
+            self._restart()  # what an earlier run left may be to blame
+            self._fetch()
+        if self._digest() != self.layer.digest:
+            self._restart()
+            raise DigestMismatch(f"{self.what}: the data has another sha256 than the manifest says; not kept")
+        self._publish()
 
     def _fetch(self) -> bool:
         """Bring the partial file to its full size. True if bytes of an earlier run are part of it."""
+        self.partial.touch()
         resumed = self._size() > 0
         failures, wait_s = 0, _WAIT_S
-        while self._size() < self.layer.size or not self.partial.exists():
+        while self._size() < self.layer.size:
             before = self._size()
             try:
                 self._fetch_once(before)
