@@ -85,8 +85,7 @@ def _comparison(view: ComparisonView) -> str:
         lines += ["", f"### {_plain(instruction.title)}", "", *_quoted(instruction.prompt)]
         for answer in instruction.answers:
             took = ", ".join(f"{title.lower()} {_cell(figure)}" for title, figure in answer.figures if figure.text)
-            text = "\n".join("".join(run.text for run in segment.runs) for segment in answer.shown.segments)
-            lines += ["", f"**{_plain(answer.model)}** ({took})", "", *_fenced(text)]
+            lines += ["", f"**{_plain(answer.model)}** ({took})", "", *_fenced(answer.shown.text)]
     lines += _evidence(view, [(model.model, model.digest) for model in view.result.models])
     return "\n".join(lines)
 

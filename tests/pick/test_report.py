@@ -244,12 +244,15 @@ def test_differences_and_code_are_marked() -> None:
     assert not any(run.different for s in unlike.segments for run in s.runs)
 
 
-@given(st.text(max_size=300), st.text(max_size=300))
-def test_marking_loses_no_text(answer: str, reference: str) -> None:
-    shown = show(answer, reference, 4000)
-    kept = "".join(run.text for s in shown.segments for run in s.runs)
-    assert "\x00" not in kept
-    if "```" not in answer:
-        assert re.sub(r"\s", "", kept) == re.sub(
-            r"\s", "", show(answer, None, 4000).segments[0].runs[0].text if kept else ""
-        )
+@given(st.text(alphabet="ab \n`x", max_size=300), st.text(alphabet="ab \n`x", max_size=300), st.integers(1, 8))
+def test_marking_and_folding_lose_no_word(answer: str, reference: str, times: int) -> None:
+    long = answer * times
+    lines = [line for line in long.split("\n") if not line.lstrip(" ").startswith("```")]
+    assert show(long, reference, 4000).text.split() == "\n".join(lines).split()
+
+
+def test_a_long_answer_folds_between_words() -> None:
+    shown = show("word " * 400, None, 4000)
+    assert 600 < len(shown.segments[0].runs[0].text) <= 700
+    assert shown.folded_words == 400 - len(shown.segments[0].runs[0].text.split())
+    assert show("word " * 150, None, 4000).folded == ()

@@ -36,10 +36,14 @@ class Shown:
     """One answer as the page shows it. `common` is the share of words that it has in common with the reference."""
 
     segments: tuple[Segment, ...]
+    folded: tuple[Segment, ...]  # the rest of a long answer
+    folded_words: int
     common: float | None
-    folded: bool
-    preview: str
-    words: int
+
+    @property
+    def text(self) -> str:
+        """The whole answer, fences left out."""
+        return "\n".join("".join(run.text for run in segment.runs) for segment in (*self.segments, *self.folded))
 
 
 def clean(text: str, longest: int) -> str:
@@ -73,11 +77,20 @@ def show(answer: str, reference: str | None, longest: int) -> Shown:
     """An answer cut into prose and code, with the words that `reference` (None: none) does not have marked."""
     text = clean(answer, longest)
     marks, common = _differences(text, clean(reference, longest)) if reference is not None else ([], None)
-    segments = tuple(
-        Segment(kind, _runs(text, start, end, marks)) for kind, start, end in _parts(text) if text[start:end].strip()
+    # A fold for the last few words would take more room than they do.
+    fold = (
+        len(text)
+        if len(text) <= _LONG * 1.3
+        else max(text.rfind(" ", 0, _LONG), text.rfind("\n", 0, _LONG), 0) or _LONG
     )
-    preview = text[:_LONG].rsplit(" ", 1)[0].rstrip()
-    return Shown(segments, common, len(text) > _LONG * 1.3, preview, len(text.split()))
+    parts = [(kind, start, end) for kind, start, end in _parts(text) if text[start:end].strip()]
+    above = [(kind, start, min(end, fold)) for kind, start, end in parts if start < fold]
+    below = [(kind, max(start, fold), end) for kind, start, end in parts if end > fold]
+    head, tail = (
+        tuple(Segment(kind, _runs(text, start, end, marks)) for kind, start, end in half if text[start:end].strip())
+        for half in (above, below)
+    )
+    return Shown(head, tail, len(text[fold:].split()), common)
 
 
 def _differences(text: str, reference: str) -> tuple[list[tuple[int, int]], float]:

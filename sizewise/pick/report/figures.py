@@ -70,7 +70,7 @@ def figure(measurement: Measurement | None, why: str = "not measured") -> Figure
 def measurement_text(name: str, unit: str, value: float) -> str:
     """A value with its unit, with the digits that its kind deserves."""
     if name == "tokens":
-        return f"{value:,.0f} tokens"
+        return f"{value:,.0f}"
     if name == "flops_per_token":
         return _large(value) + " FLOPs"
     if name == "parameters":

@@ -117,7 +117,7 @@ def _facts(standing: Standings, shown: Standing | None) -> tuple[Fact, ...]:
         value, low, high = (
             _signed(scale, number, digits) for number in (difference.value, difference.low, difference.high)
         )
-        note = f"between {low} and {high} at {difference.confidence:.0%} confidence"
+        note = f"between {low} and {high} at {difference.confidence * 100:g} % confidence"
         facts.append(Fact(Figure(difference.value, f"{value} {scale.points}"), f"against {reference}", note))
     for cost in COSTS[:3]:
         own = cost.value(shown.candidate)
