@@ -106,6 +106,7 @@ def test_pulls_killed_at_random_moments(
         child.wait()
         assert check(store) == []
     assert run(PULL, reference, env=environment(store, **pip)).stdout.strip() == expected
+    assert not list(store.layout.incoming.glob("*"))
     assert is_clean(store)
 
 

@@ -1,6 +1,7 @@
 """Where models come from. Each source brings files to this machine and says what they are; `pull` stores them."""
 
 import contextlib
+import hashlib
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -43,10 +44,16 @@ def found_at(path: Path, *, owned: bool = False, note: str = "") -> Found:
 
 
 @contextlib.contextmanager
-def scratch(store: Store, label: str) -> Iterator[Path]:
-    """A folder beside the store, on its disk, gone at the end. What a kill leaves is collected as garbage."""
+def scratch(store: Store, source: str) -> Iterator[Path]:
+    """A folder beside the store, on its disk, gone at the end.
+
+    What a killed run left for the same source goes first: one process at a time fetches from a source.
+    """
+    label = "scratch-" + hashlib.sha256(source.encode()).hexdigest()[:16]
     folder = store.layout.incoming / f"{label}-{secrets.token_hex(6)}"
     with atomic.storage_errors(folder):
+        for stale in store.layout.incoming.glob(f"{label}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
         folder.mkdir(parents=True)
     try:
         yield folder

