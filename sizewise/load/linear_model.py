@@ -92,7 +92,7 @@ class LinearModel:
             (n, classes), rows in the order of `inputs`, columns in that of `classes`.
         """
         logits = self._logits(inputs)
-        if logits.shape[1] == 1:
+        if logits.shape[1] < len(self.classes):
             logits = np.hstack([np.zeros_like(logits), logits])
         highest = logits.max(axis=1, keepdims=True, initial=-np.inf)
         shifted = logits - highest

@@ -1,0 +1,243 @@
+"""The race on the development rows: every candidate is measured until it is done, or is clearly out.
+
+A linear model sees all rows at once. A language model, a thousand times dearer, sees 50, then 100, then 200, always the
+same rows in the same order, and leaves when even the upper end of its interval is below what is needed. The 5 % risk of
+sending a good one home is shared out over its looks. Nothing depends on the clock unless there is a time budget.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sizewise.core.errors import EngineFailed, Locked, SizewiseError, StorageError
+from sizewise.core.events import Listener, Progress
+from sizewise.core.results import Bar, Candidate, Evaluation
+from sizewise.core.task import Item, Task
+from sizewise.core.units import format_seconds
+from sizewise.load.open import open_runner
+from sizewise.load.runner import Runner
+from sizewise.load.store import Store
+from sizewise.measure.evaluate import evaluate
+from sizewise.measure.ledger import Ledger
+from sizewise.measure.meters.memory import memory
+from sizewise.measure.metric import Metric
+from sizewise.measure.stats import interval, paired_difference
+from sizewise.pick.candidates import Order, head_name, made
+from sizewise.pick.decide import Scale, judge, shared_confidence, to_bar
+from sizewise.pick.trial import Trial, probe
+
+FIRST_LOOK = 50
+DEV_SHARE = 0.6  # of a time budget; the rest is for the final look
+_TRIED_ON = 32  # texts whose embedding tells how long all will take
+
+
+@dataclass(slots=True)
+class Clock:
+    """What is left of a time budget."""
+
+    budget_s: float | None
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds left of a share of the budget; infinite without one."""
+        return float("inf") if self.budget_s is None else self.budget_s * share - self.spent
+
+
+@dataclass(slots=True)
+class Race:
+    """One search: what is asked, what it must reach, and every candidate so far."""
+
+    task: Task
+    metric: Metric
+    bar: Bar
+    scale: Scale
+    limits: dict[str, float | None]
+    clock: Clock
+    seed: int
+    store: Store
+    ledger: Ledger
+    listen: Listener
+    rows: Sequence[Item]  # development rows in their fixed order
+    trials: list[Trial] = field(default_factory=list)
+    left_out: list[Candidate] = field(default_factory=list)  # heads that could not be made
+    only_reference: bool = False  # the reference is no candidate, it only stands for the quality that is wanted
+
+    def run(self, orders: Sequence[Order], ready: Sequence[Trial]) -> None:
+        """Measure every candidate on the development rows, in the order given; models are opened once each."""
+        total = len(orders) + len(ready)
+        for order in orders:
+            self._say(head_name(self.task, order.kind), total)
+            self._run_order(order)
+        for group in _by_model(ready):
+            self._say(group[0].model.name, total)
+            self.trials += group
+            self._run_group(group)
+
+    def is_reference(self, trial: Trial) -> bool:
+        """Whether the bar names this candidate's model as the one to compare with."""
+        return self.bar.reference is not None and self.bar.reference.removesuffix(":latest") == trial.model.name
+
+    def best(self, *, named: bool = True) -> Trial | None:
+        """The best candidate that has seen all rows; where the bar names a reference, the best way to ask that one."""
+        pool = [trial for trial in self.trials if trial.complete and trial.dev is not None]
+        if named and self.bar.reference is not None:
+            pool = [trial for trial in pool if self.is_reference(trial)]
+        else:
+            pool = [trial for trial in pool if not trial.left_because]
+        return max(pool, key=self._rank, default=None)
+
+    def _rank(self, trial: Trial) -> tuple[float, float]:
+        value = trial.dev.quality.value if trial.dev else 0.0
+        return (value if self.metric.higher_is_better else -value), -float(trial.bytes or 0)
+
+    def _say(self, what: str, total: int) -> None:
+        self.listen(Progress(f"try {what}", len(self.trials), total, "candidates"))
+
+    def _run_order(self, order: Order) -> None:
+        """Make a head and measure it. What cannot be made is left out with the reason, the rest goes on."""
+        name = head_name(self.task, order.kind)
+        try:
+            reason = self._too_long_to_make(order)
+            if not reason:
+                trial = Trial(made(order, self.task, self.seed, self.store, self.listen), order.kind)
+                self.trials.append(trial)
+                self._run_group([trial])
+                return
+        except (StorageError, Locked):
+            raise
+        except SizewiseError as error:
+            reason = str(error)
+        self.left_out.append(Candidate(name, order.kind, None, None, None, None, None, left_because=reason))
+
+    def _run_group(self, group: Sequence[Trial]) -> None:
+        """Measure the candidates of one model."""
+        disk = "" if self.is_reference(group[0]) else group[0].over(self.limits)
+        late = "budget: no time was left to try it" if self.clock.left(DEV_SHARE) <= 0 else ""
+        if disk or late:
+            for trial in group:
+                trial.left_because = disk or late
+            return
+        try:
+            with open_runner(group[0].model, store=self.store) as runner:
+                for trial in group:
+                    self._run_one(runner, trial)
+        except (StorageError, Locked):
+            raise
+        except SizewiseError as error:
+            for trial in group:
+                if not trial.complete and not trial.left_because:
+                    trial.left_because = str(error)
+
+    def _run_one(self, runner: Runner, trial: Trial) -> None:
+        """Measure one candidate; what this one way of asking cannot do does not stop the next."""
+        exempt = self.is_reference(trial)
+        try:
+            with memory(runner.pids()) as watch:
+                trial.probe = probe(runner, self.task, self.rows, trial.shots)
+                trial.left_because = "" if exempt else trial.over(self.limits)
+                if not trial.left_because:
+                    self._look(runner, trial, exempt)
+            trial.memory = watch.measurement()
+        except (StorageError, Locked, EngineFailed):
+            raise
+        except SizewiseError as error:
+            trial.left_because = str(error)
+        if not trial.left_because and not exempt:
+            trial.left_because = trial.over(self.limits)
+
+    def _look(self, runner: Runner, trial: Trial, exempt: bool) -> None:
+        """Ask for more and more rows until all are seen or the candidate is out."""
+        looks = looks_at(len(self.rows)) if trial.kind == "prompted" and not exempt else [len(self.rows)]
+        for size in looks:
+            trial.left_because = "" if exempt else self._too_slow(trial, size)
+            if trial.left_because:
+                return
+            trial.dev = evaluate(
+                runner,
+                self.task,
+                split="dev",
+                items=self.rows[:size],
+                ledger=self.ledger,
+                shots=trial.shots,
+                listen=self.listen,
+            )
+            trial.complete = size == len(self.rows)
+            trial.warnings = list(trial.dev.warnings)
+            trial.left_because = "" if trial.complete else self._hopeless(trial.dev, len(looks))
+            if trial.left_because:
+                return
+
+    def _hopeless(self, seen: Evaluation, looks: int) -> str:
+        """Why a candidate that has seen some rows need not see more; empty: it may still be what is looked for."""
+        confidence = shared_confidence(looks)
+        if self.bar.at_least is not None:
+            quality = interval(self.metric, seen.outcomes, confidence=confidence, seed=self.task.seed)
+            behind = to_bar(
+                quality, self.bar.at_least, confidence=confidence, higher_is_better=self.metric.higher_is_better
+            )
+            whom = "the bar"
+        else:
+            best = self.best()
+            if best is None or best.dev is None:
+                return ""
+            behind = paired_difference(seen, best.dev, confidence=confidence, seed=self.task.seed, metric=self.metric)
+            whom = best.name
+        if judge(behind, self.scale.margin(self.bar)) != "fail":
+            return ""
+        least, most = self.scale.points(-behind.high), self.scale.points(-behind.low)
+        return f"{least} to {most} {self.scale.unit} behind {whom} after {behind.n} development rows"
+
+    def _too_slow(self, trial: Trial, size: int) -> str:
+        """Why the budget does not allow the next look; empty: it does."""
+        left = self.clock.left(DEV_SHARE)
+        seen = trial.dev.outcomes if trial.dev else ()
+        alone = trial.probe.p50_s if trial.probe else 0.0
+        rate = sum(outcome.seconds for outcome in seen) / len(seen) if seen else alone
+        needed = rate * (size - len(seen))
+        if needed <= left:
+            return ""
+        return (
+            f"budget: {size - len(seen)} more rows would take {format_seconds(needed)}, "
+            f"{format_seconds(max(0.0, left))} was left"
+        )
+
+    def _too_long_to_make(self, order: Order) -> str:
+        """Why the budget does not allow a head on embeddings; empty: it does."""
+        if self.clock.budget_s is None or order.base is None:
+            return ""
+        texts = [item.input for item in self.task.splits["train"]]
+        with open_runner(order.base, store=self.store) as runner:
+            runner.embed(texts[:_TRIED_ON])
+            began = time.perf_counter()
+            runner.embed(texts[_TRIED_ON : 2 * _TRIED_ON] or texts[:_TRIED_ON])
+            needed = (time.perf_counter() - began) / _TRIED_ON * len(texts)
+        left = self.clock.left(DEV_SHARE)
+        if needed <= left:
+            return ""
+        return f"budget: embedding the train rows would take {format_seconds(needed)}, {format_seconds(left)} was left"
+
+
+def looks_at(rows: int) -> list[int]:
+    """How many rows each look has: 50, 100, 200, ... and all."""
+    looks = []
+    size = FIRST_LOOK
+    while size < rows:
+        looks.append(size)
+        size *= 2
+    return [*looks, rows]
+
+
+def _by_model(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Neighbours that are one model."""
+    groups: list[list[Trial]] = []
+    for trial in trials:
+        if groups and groups[-1][0].model is trial.model:
+            groups[-1].append(trial)
+        else:
+            groups.append([trial])
+    return groups
