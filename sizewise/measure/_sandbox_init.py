@@ -19,6 +19,7 @@ import select
 import signal
 import struct
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -85,7 +86,7 @@ def main() -> int:
         except OSError as error:
             os.write(mapped[1], str(error).encode()[:500])
     with suppress(OSError):  # the child may have ended by now
-        _wait(child, settings["wall_s"])
+        _wait(child, settings["wall_s"], 2 * settings["memory_bytes"])
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     with suppress(ChildProcessError):
@@ -94,12 +95,28 @@ def main() -> int:
     return 0
 
 
-def _wait(child: int, seconds: float) -> None:
-    """Until the child ends, the parent closes our standard input (or dies), or time is up."""
+def _wait(child: int, seconds: float, memory_bytes: int) -> None:
+    """Until the child ends, the parent closes our standard input (or dies), or time or memory is used up."""
     watch = select.poll()
     watch.register(os.pidfd_open(child), select.POLLIN)
     watch.register(0, select.POLLHUP | select.POLLIN)
-    watch.poll(seconds * 1000)
+    deadline = time.monotonic() + seconds
+    # The limit on memory is one for each process; together they could still have many times as much.
+    while time.monotonic() < deadline and not watch.poll(100) and _resident(child) <= memory_bytes:
+        continue
+
+
+def _resident(process: int) -> int:
+    """Bytes of memory that a process and its descendants hold."""
+    total, waiting = 0, [str(process)]
+    while waiting:
+        current = waiting.pop()
+        with suppress(OSError):  # it may end at any moment
+            with open(f"/proc/{current}/statm") as file:
+                total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            with open(f"/proc/{current}/task/{current}/children") as file:
+                waiting += file.read().split()
+    return total
 
 
 def _map_users(child: int) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import tracemalloc
 
@@ -221,6 +222,38 @@ def test_nothing_is_left_when_we_are_killed() -> None:
     while left_over(name) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left_over(name) == []
+
+
+def test_many_processes_do_not_get_the_memory_of_many() -> None:
+    """Each may have 512 MB; together they are stopped a little after twice that."""
+    name = "sw" + secrets.token_hex(5)
+    hungry = """
+        for _ in range(20):
+            if os.fork() == 0:
+                held = b"x" * 300_000_000
+                time.sleep(60)
+        time.sleep(60)
+    """
+    program = LINGERING.replace("NAME", name) + textwrap.indent(textwrap.dedent(hungry), "    ")
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            held = 0
+            for process in psutil.process_iter(["name", "memory_info"]):
+                if process.info["name"] == name and process.info["memory_info"]:
+                    held += process.info["memory_info"].rss
+            peak[0] = max(peak[0], held)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        verdict = run_tests([program], "linger", tests="assert candidate() == 1", limits=Limits(wall_s=20))
+    finally:
+        done.set()
+        watcher.join()
+    assert "ended" in verdict.reason  # stopped, not timed out
+    assert 500_000_000 < peak[0] < 3_500_000_000  # 6 GB without the watch
 
 
 def test_a_program_that_prints_a_hundred_megabytes_costs_us_nothing() -> None:
