@@ -17,8 +17,8 @@ from sizewise.core.errors import UsageError
 from sizewise.load.decode import Answer, Tell, decode
 from sizewise.load.templates import split_guarded
 
-BATCH_TOKENS = 2048  # new tokens in one forward pass
-CACHE_TOKENS = 32_768  # tokens whose keys and values are held at once, copies counted
+BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # new tokens in one forward pass
+CACHE_TOKENS = {"cpu": 32_768, "cuda": 262_144}  # tokens whose keys and values are held at once, copies counted
 MIN_SHARED = 16  # a shorter common beginning is not worth a pass of its own
 _LOGITS = 64_000_000  # logits held at once, as float32
 
@@ -55,6 +55,7 @@ class Causal:
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.step, self.check = step, check
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._shares = True  # until a kind of model turns out to have a state that cannot be copied
         bare, wrapped = self._ids("a"), tokenizer("a")["input_ids"]
         # some tokenizers put an end token after the text as well; a prompt is to be continued, so only BOS is kept
         self.lead: list[int] = (
@@ -190,21 +191,25 @@ class Causal:
     ) -> None:
         """Score `rows`, sorted, whose first `depth` tokens are in `cache`."""
         shared = _shared(rows, depth)
-        if len(rows) > 1 and shared - depth >= MIN_SHARED:
+        if self._shares and len(rows) > 1 and shared - depth >= MIN_SHARED:
             longer = self._extend(cache, rows[0].tokens[depth:shared])
-            if longer is not None:
+            if longer is None:
+                self._shares = False
+            else:
                 cache, depth = longer, shared
         flat: list[Row] = []
+        device = self.model.device.type
         for group in _groups(rows, depth):
             inner = _shared(group, depth) - depth
             # the rows of one item share its text: one pass over that instead of one for each answer
-            if depth and len(group) < len(rows) and inner * (len(group) - 1) >= 4 * MIN_SHARED:
+            if self._shares and len(group) < len(rows) and inner * (len(group) - 1) >= 4 * MIN_SHARED:
                 self._descend(cache, depth, group, results, report)
             else:
                 flat += group
         flat.sort(key=lambda row: len(row.tokens), reverse=True)
         while flat:
-            size = max(1, min(BATCH_TOKENS // (len(flat[0].tokens) - depth), CACHE_TOKENS // len(flat[0].tokens)))
+            longest = len(flat[0].tokens)
+            size = max(1, min(BATCH_TOKENS[device] // (longest - depth), CACHE_TOKENS[device] // longest))
             batch, flat = flat[:size], flat[size:]
             self._forward(cache, depth, batch, results)
             report(batch)

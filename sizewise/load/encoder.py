@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sizewise.core.errors import Unsupported
 
-BATCH_TOKENS = 4096  # padding included; large enough to fill two cores or a GPU, small enough for any memory
+BATCH_TOKENS = {"cpu": 512, "cuda": 32_768}  # padding included; on a CPU a small batch stays in its caches
 _POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken")
 _HANDLED = ("Transformer", "Pooling", "Normalize")
 
@@ -62,7 +62,7 @@ def embed(
     done = 0
     while done < len(order):
         # longest first: the first batch shows whether memory is enough
-        rows = max(1, BATCH_TOKENS // max(1, len(encoded[order[done]])))
+        rows = max(1, BATCH_TOKENS[model.device.type] // max(1, len(encoded[order[done]])))
         batch = order[done : done + rows]
         vectors[batch] = _batch(model, [encoded[index] for index in batch], tokenizer.pad_token_id or 0, pooling)
         done += len(batch)

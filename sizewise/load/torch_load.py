@@ -13,13 +13,14 @@ from typing import Any
 import psutil
 import torch
 
-from sizewise.core.errors import BadModel, DoesNotFit, MissingExtra, UsageError
+from sizewise.core.errors import BadModel, DoesNotFit, MissingExtra, Unsafe, UsageError
 from sizewise.core.units import format_bytes
 from sizewise.load.encoder import pooling_of
 
 GGUF = "model.gguf"
 _SMALL = 100_000_000  # below so many weights bfloat16 gains nothing on a CPU
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DATA = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt"})
 _NO_LIMIT = 10**6  # tokenizers that know no limit say 10^30
 
 
@@ -48,7 +49,7 @@ def load(
     Args:
         what: the model's name, for messages.
         kind: "checkpoint", "encoder" or "gguf".
-        files: relative name -> path; anything that could hold a pickle or code is left out.
+        files: relative name -> path; a name that could hold a pickle or code is refused.
         dtype: "auto", "float32", "bfloat16".
         device: "auto", "cpu", "cuda".
         context: tokens at most, None for what the model has.
@@ -58,6 +59,7 @@ def load(
         BadModel: the files hold no model that transformers can load.
         DoesNotFit: memory is too small.
         MissingExtra: the model needs an optional library.
+        Unsafe: a file that is no plain data, or a name that leaves the folder.
     """
     place = _device(device)
     precision = _precision(dtype, place, parameters, kind)
@@ -65,6 +67,7 @@ def load(
     with tempfile.TemporaryDirectory(prefix="sizewise-") as scratch:
         folder = Path(scratch)
         for name, path in files.items():
+            _refuse_name(what, name)
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(os.path.abspath(path))
@@ -77,6 +80,13 @@ def load(
         except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(f"{folder}/", "")
             raise BadModel(f"{what}: transformers cannot load it: {line[:400]}") from error
+
+
+def _refuse_name(what: str, name: str) -> None:
+    inside = all(part not in ("", ".", "..") for part in name.split("/")) and "\\" not in name
+    # an adapter's settings make transformers fetch another model
+    if not inside or Path(name).suffix not in _DATA | {""} or name == "adapter_config.json":
+        raise Unsafe(f"{what}: file {name!r} is refused; a model is made of {', '.join(sorted(_DATA))} files")
 
 
 def _load(folder: Path, kind: str, dtype: torch.dtype, device: str, context: int | None) -> Loaded:

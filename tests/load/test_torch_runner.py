@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from tiny_checkpoint import FAMILIES, as_model, write_causal, write_encoder
+from tiny_gguf import write_tiny_llama
 
-from sizewise.core.errors import BadModel, DoesNotFit, EngineFailed, Unsupported, UsageError
+from sizewise.core.errors import BadModel, DoesNotFit, EngineFailed, Unsafe, Unsupported, UsageError
+from sizewise.core.model import Model
 from sizewise.core.requests import GenerateRequest, Message, Sampling, ScoreRequest
 from sizewise.load import causal
 from sizewise.load.causal import Causal
+from sizewise.load.open import open_runner
 from sizewise.load.runner import Options
 from sizewise.load.runners.torch import Torch
 from sizewise.load.torch_load import load
@@ -81,7 +84,7 @@ def test_score_does_not_depend_on_the_size_of_batches(
 ) -> None:
     engine = in_process(folders["mistral"])
     together = engine.score(REQUESTS)
-    monkeypatch.setattr(causal, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(causal, "BATCH_TOKENS", {"cpu": 1})
     monkeypatch.setattr(causal, "_LOGITS", 1)
     alone = engine.score(REQUESTS)
     for one, other in zip(together, alone, strict=True):
@@ -248,6 +251,15 @@ def test_chat_is_rendered_by_the_template_and_control_tokens_stay_content(runner
     assert spelled.prompt_tokens > read.prompt_tokens
 
 
+def test_a_model_without_a_template_gets_plain_text_and_says_so(tmp_path: Path) -> None:
+    folder = write_causal(tmp_path / "m", "llama")
+    (folder / "chat_template.jinja").unlink()
+    with Torch(as_model(folder, name="nameless", system="be a dog"), Options(threads=1, device="cpu")) as plain:
+        assert "chat" not in plain.abilities
+        assert plain.prompt(GenerateRequest(messages=(Message("user", "a fox"),))) == "be a dog\n\na fox"
+        assert plain.warnings == ["nameless has no chat template: it gets the messages as plain text"]
+
+
 def test_an_error_of_the_listener_cancels_and_the_runner_goes_on(runner: Torch) -> None:
     def stop(index: int, chunk: Any) -> None:
         raise ValueError("the client went away")
@@ -284,6 +296,9 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(folders: dict[str, Path], 
         Torch(replace(good, parameters=10**14), options)
     with pytest.raises(Unsupported, match="no linear models"):
         Torch(replace(good, kind="linear"), options)
+    for name in ("../x.json", "modeling.py", "pytorch_model.bin", "adapter_config.json"):
+        with pytest.raises(Unsafe, match="is refused"):
+            load("m", "checkpoint", {name: "x"}, dtype="auto", device="cpu", context=None, parameters=None)
     with pytest.raises(UsageError, match="dtype 'float8' is unknown"):
         Torch(good, replace(options, dtype="float8"))
     config = tmp_path / "config.json"
@@ -294,6 +309,34 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(folders: dict[str, Path], 
     config.write_text((folders["llama"] / "config.json").read_text().replace('hidden_layers": 2', 'hidden_layers": 3'))
     with pytest.raises(BadModel, match="weights are missing"):
         Torch(replace(good, files={**good.files, "config.json": config}), options)
+
+
+def test_items_that_share_a_long_text_are_computed_once_each(folders: dict[str, Path]) -> None:
+    engine = in_process(folders["llama"])
+    ends = [" the fox jumps over", " a lazy dog yes", " no 7 8 9", " positive answer é"]
+    requests = [(text * 12, ends) for text in ("one quick fox 1 ", "two brown dogs 2 ")]
+    passes: list[int] = []
+    engine.model.register_forward_hook(
+        lambda module, args, kwargs, output: passes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    found = engine.score(requests)
+    apart = sum(len(engine.encode(prompt + end)) for prompt, ends in requests for end in ends)
+    assert sum(passes) < 0.5 * apart
+    for (prompt, _), scores in zip(requests, found, strict=True):
+        for end, score in zip(ends, scores, strict=True):
+            assert score[0] == pytest.approx(brute_force(engine, prompt, end)[0], abs=2e-4)
+
+
+def test_a_gguf_file_is_dequantized(tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "model.gguf")
+    model = Model("tiny", "gguf", "sha256:" + "0" * 64, {"model.gguf": path}, path.stat().st_size)
+    requests = [ScoreRequest("the fox", (" jumps", " over it"))]
+    with open_runner(model, engine="torch", options=Options(threads=1, device="cpu")) as dequantized:
+        mine = dequantized.score(requests)[0]
+    with open_runner(model, engine="llamacpp", options=Options(threads=1)) as native:
+        theirs = native.score(requests)[0]
+    assert [score.tokens for score in mine] == [score.tokens for score in theirs]
+    assert [score.logprob for score in mine] == pytest.approx([score.logprob for score in theirs], abs=0.05)
 
 
 POOLED = {

@@ -36,7 +36,7 @@ class Server:
         """Load the model; see `torch_load.load`. Answers what the parent has to know of it."""
         import transformers
 
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         self.loaded = loaded = load(**arguments)
         if not loaded.pooling:
             self.causal = Causal(loaded.model, loaded.tokenizer, loaded.context_length, self._step, self.host.check)

@@ -5,6 +5,7 @@ model lives in a child process.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import TracebackType
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from sizewise.core.errors import MissingExtra, Unsupported
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.core.model import Model
-from sizewise.core.requests import Chunk, GenerateRequest, OnChunk, Reply, Score, ScoreRequest, TextScore
+from sizewise.core.requests import Chunk, GenerateRequest, Message, OnChunk, Reply, Score, ScoreRequest, TextScore
 from sizewise.load.child import Child
 from sizewise.load.runner import Ability, Options
 from sizewise.load.templates import prompt_form, render_chat, render_without_template
@@ -27,6 +28,8 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
+    # Threads that wait must sleep: on a machine that others use as well, spinning costs several times the work itself.
+    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
 }
 
 
@@ -49,15 +52,15 @@ class Torch:
         if not all(importlib.util.find_spec(library) for library in ("torch", "transformers")):
             raise MissingExtra("the torch engine", "torch")
         self.model, self.options = model, options
-        self.abilities: frozenset[Ability] = frozenset(
-            ("embed",) if model.kind == "encoder" else ("generate", "chat", "score", "text_score")
-        )
+        self.warnings: list[str] = []
         self._child = Child("sizewise.load.runners._torch_child", model.name, _QUIET)
         try:
             self._loaded = self._load()
         except BaseException:
             self._child.close()
             raise
+        self._template: str | None = model.template or self._loaded["template"]
+        self.abilities: frozenset[Ability] = frozenset(self._abilities())
         self.engine: str = self._loaded["engine"]
         self.context_length: int = self._loaded["context_length"]
 
@@ -66,7 +69,7 @@ class Torch:
     ) -> list[Reply]:
         """Answer each request; see the protocol."""
         self._need("generate")
-        asked = [{"text": self._prompt(request), "sampling": asdict(request.sampling)} for request in requests]
+        asked = [{"text": self.prompt(request), "sampling": asdict(request.sampling)} for request in requests]
 
         def hear(event: dict[str, Any]) -> None:
             if "text" in event:
@@ -133,16 +136,33 @@ class Torch:
         )[0]
         return loaded
 
-    def _prompt(self, request: GenerateRequest) -> str:
-        """The whole text that the model continues."""
+    def prompt(self, request: GenerateRequest) -> str:
+        """The whole text that the model continues; control tokens that users wrote are marked as plain text."""
         if request.prompt is not None:
             return request.prompt
-        template, control = self.model.template or self._loaded["template"], self._loaded["control"]
-        if not template:
-            form = prompt_form(self.model.name) or prompt_form(self.model.architecture)
-            return render_without_template(request.messages, form, control=control)
-        bos, eos = self._loaded["bos"], self._loaded["eos"]
-        return render_chat(template, request.messages, bos=bos, eos=eos, control=control)
+        messages = request.messages
+        if self.model.system and all(message.role != "system" for message in messages):
+            messages = (Message("system", self.model.system), *messages)
+        bos, eos, control = self._loaded["bos"], self._loaded["eos"], self._loaded["control"]
+        if self._template:
+            return render_chat(self._template, messages, bos=bos, eos=eos, control=control)
+        form = self._form()
+        if not form:
+            self._warn(f"{self.model.name} has no chat template: it gets the messages as plain text")
+        return render_without_template(messages, form, control=control)
+
+    def _abilities(self) -> tuple[Ability, ...]:
+        if self.model.kind == "encoder":
+            return ("embed",)
+        able: tuple[Ability, ...] = ("generate", "score", "text_score")
+        return (*able, "chat") if self._template or self._form() else able
+
+    def _form(self) -> str | None:
+        return prompt_form(self.model.name) or prompt_form(self.model.architecture)
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def _need(self, ability: Ability) -> None:
         if ability not in self.abilities:
