@@ -149,6 +149,7 @@ def compared(name: str, size: int, bits: str, speed: float, memory: int) -> Comp
         )
         answers.append(ComparedAnswer(title, prompt, text, "length" if "categorise" in text else "stop", measurements))
     whole = (
+        Measurement("parameters", "", 134_515_008.0, method="sum of the tensors' elements"),
         Measurement("load_s", "s", size / 4e8, method="from opening the file to the first answer"),
         Measurement("peak_memory_bytes", "bytes", float(memory), method="resident memory of the model's process"),
         Measurement("tokens_per_second", "tokens/s", speed, method="all tokens by all seconds"),

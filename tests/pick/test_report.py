@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sizewise.core.errors import StorageError, UsageError
-from sizewise.core.results import Comparison, FitResult, Interval
+from sizewise.core.results import Bar, Comparison, Decision, FitResult, Interval
 from sizewise.pick.report import MOST_BYTES, as_results, render_html, render_json, write_report
 from sizewise.pick.report.answers import show
 from sizewise.pick.report.chart import CANVASES, draw
 from sizewise.pick.report.labels import Box, Wanted, place_labels
 from sizewise.pick.report.numbers import align, column, decimals, quantity_text, ratio_text, scale_of, significant
-from sizewise.pick.report.standing import standings
+from sizewise.pick.report.standing import headline, standings
 
 
 class Page(HTMLParser):
@@ -256,3 +257,32 @@ def test_a_long_answer_folds_between_words() -> None:
     assert 600 < len(shown.segments[0].runs[0].text) <= 700
     assert shown.folded_words == 400 - len(shown.segments[0].runs[0].text.split())
     assert show("word " * 150, None, 4000).folded == ()
+
+
+def test_the_title_answers_whether_something_cheaper_would_do(fit_result: FitResult) -> None:
+    def title(result: FitResult) -> str:
+        standing = standings(result)
+        return headline(standing, standing.costs()[0])
+
+    assert title(fit_result) == "sentiment-minilm passes at 1/21 of the CPU time of sentiment-smollm2-head"
+    alone = [each for each in fit_result.candidates if each.model != "sentiment-smollm2-head"]
+    assert title(replace(fit_result, candidates=tuple(alone))).startswith("Nothing tried with less CPU time than senti")
+    dear = [each for each in alone if (each.cpu_s_per_item or 1) > 0.004]
+    assert title(replace(fit_result, candidates=tuple(dear))).endswith("best found, and none takes less CPU time")
+    none = replace(fit_result, decision=Decision("none_passes", None, "None passes."), bar=Bar(at_least=0.9))
+    assert title(none) == "Nothing passes: sentiment-smollm2-head comes nearest, 3.1 points from the bar"
+
+
+@pytest.mark.parametrize("status", ["none_passes", "undecided"])
+def test_a_fit_without_a_winner_has_a_page_too(fit_result: FitResult, status: Any) -> None:
+    decision = Decision(status, None, "It has no winner.", rows_needed=9400)
+    html = render_html([replace(fit_result, decision=decision)])
+    assert "It has no winner." in html
+    assert 'class="point winner' not in html
+    assert '<data value="9400">9,400</data>' in html
+
+
+def test_a_fit_of_one_candidate_without_any_number_has_a_page_too(fit_result: FitResult) -> None:
+    lost = replace(fit_result, candidates=fit_result.candidates[-1:], decision=Decision("none_passes", None, "None."))
+    assert "the endpoint does not answer" in render_html([lost])
+    assert '<svg class="chart' not in render_html([lost])

@@ -178,7 +178,7 @@ def _bar_text(standing: Standings, canvas: Canvas) -> str:
     if margin is None or canvas.longest < 30:
         return text
     name = clip(standing.reference.name, canvas.longest) if standing.reference else "the best"
-    return f"{text}: {name} less {margin * scale.factor:.3g} {scale.points}"
+    return f"{text}: {name} less {margin * scale.factor * scale.best:.3g} {scale.points}"
 
 
 def _free_left(bar: Tick, spots: Sequence[Mark], canvas: Canvas) -> bool:

@@ -18,11 +18,12 @@ class Scale:
     factor: float
     unit: str
     higher_is_better: bool = True
+    best: float = 1.0  # of its own scale; a bar's margin is a share of it
 
     @property
     def points(self) -> str:
         """What a difference on this scale is called."""
-        return "points" if self.unit == "%" else self.metric
+        return "points" if self.factor * self.best == 100 else self.metric
 
     def digits(self, interval: Interval | None) -> int:
         """Decimals that the interval supports; one where there is no interval."""
@@ -53,7 +54,7 @@ def scale_of(metric: str) -> Scale:
     if name in ("perplexity", "bits-per-byte"):
         return Scale(metric, 1, "", higher_is_better=False)
     if name.startswith(("bleu", "chrf")):
-        return Scale(metric, 1, "")
+        return Scale(metric, 1, "", best=100)
     return Scale(metric, 100, "%")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sizewise.core.errors import StorageError, UsageError
+from sizewise.core.measurement import Measurement
 from sizewise.core.results import Comparison, FitResult
 
 Result = FitResult | Comparison
@@ -80,6 +81,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     entries = _expect(dict, value, where)
+    if kind is Measurement:  # its as_json leaves out what says nothing, the unit of a plain count among it
+        entries = {"unit": "", **entries}
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in entries:

@@ -1,6 +1,5 @@
 """How each candidate of a fit stands: its name for people, its best-known quality, what it costs, in or out."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -114,7 +113,7 @@ def standings(result: FitResult) -> Standings:
     reference = next((row for row in known if result.bar.reference in (row.candidate.model, row.name)), best)
     bar = result.bar.at_least
     if bar is None and result.bar.margin is not None and reference:
-        bar = _value(reference) - sign * result.bar.margin
+        bar = _value(reference) - sign * result.bar.margin * scale.best
     winner = next((row for row in rows if row.state == "winner"), None)
     ordered = sorted(rows, key=lambda row: (row.state != "winner", row.quality is None, -sign * _value(row)))
     return Standings(result, scale, tuple(ordered), winner, best, reference, bar)
@@ -129,8 +128,7 @@ def headline(standing: Standings, cost: Cost) -> str:
         return "The rows at hand cannot separate the candidates"
     own, other = cost.value(winner.candidate), cost.value(best.candidate)
     if winner is best or not own or not other:
-        cheaper = _beaten(standing, winner, cost)
-        return f"{winner.name} is the best found" + (f", and cheaper than {cheaper}" if cheaper else "")
+        return _best_of_all(standing, winner, cost)
     if own <= other:
         return f"{winner.name} passes at {ratio_text(own / other)} of the {cost.of} of {best.name}"
     return f"{winner.name} passes, but takes {ratio_text(own / other)} the {cost.of} of {best.name}"
@@ -146,16 +144,16 @@ def _nearest_miss(standing: Standings) -> str:
     return f"Nothing passes: {best.name} comes nearest, {short} from the bar"
 
 
-def _beaten(standing: Standings, winner: Standing, cost: Cost) -> str:
+def _best_of_all(standing: Standings, winner: Standing, cost: Cost) -> str:
+    """Where nothing better is at hand, the question is whether anything cheaper would do."""
     own = cost.value(winner.candidate)
-    dearer = [
-        each
-        for each in standing.all
-        if each is not winner and own is not None and (cost.value(each.candidate) or 0) > own
-    ]
-    if not dearer:
-        return ""
-    return dearer[0].name if len(dearer) == 1 else f"{len(dearer)} others"
+    costs = [(each, cost.value(each.candidate)) for each in standing.all if each is not winner and each.quality]
+    cheaper = [each for each, value in costs if own is not None and value is not None and value < own]
+    if cheaper and all(each.state == "failed" for each in cheaper):
+        return f"Nothing tried with less {cost.of} than {winner.name} passes"
+    if own is not None and not cheaper:
+        return f"{winner.name} is the best found, and none takes less {cost.of}"
+    return f"{winner.name} is the best found"
 
 
 def _value(row: Standing) -> float:
@@ -163,16 +161,11 @@ def _value(row: Standing) -> float:
 
 
 def _names(candidates: tuple[Candidate, ...]) -> list[str]:
-    """Names that tell the candidates apart: the model's, with the number of shots where that is needed."""
-    count = Counter(candidate.model for candidate in candidates)
-    names = []
-    for candidate in candidates:
-        shots = candidate.shots if count[candidate.model] > 1 else None
-        names.append(candidate.model + ("" if shots is None else f", {shots} shot{'' if shots == 1 else 's'}"))
-    return names
+    """Names that tell the candidates apart: the model's, with the number of worked examples where there are some."""
+    return [each.model + (f" with {each.shots} examples" if each.shots else "") for each in candidates]
 
 
 def _chosen(result: FitResult) -> Candidate | None:
-    """The candidate that the decision names: the one of that name that passed, else the first of that name."""
+    """The candidate that the decision names; of several with that name the one that passed on the test rows."""
     named = [each for each in result.candidates if each.model == result.decision.model]
-    return next((each for each in named if not each.left_because), named[0] if named else None)
+    return min(named, key=lambda each: (bool(each.left_because), each.test is None), default=None)
