@@ -87,9 +87,7 @@ class Scorer:
     def score_texts(self, texts: Sequence[str], window: int = 512, done: Done | None = None) -> list[TextScore]:
         """Log-probability of whole texts in windows of `window` tokens, a BOS included where the model adds one."""
         if not 2 <= window <= self.limit:
-            raise UsageError(
-                f"a window of {window} tokens must have at least 2 and at most the {self.limit} of the model"
-            )
+            raise UsageError(f"a window has 2 to {self.limit} tokens (the model's context), not {window}")
         start = (self.model.bos,) if self.model.adds_bos else ()
         owners, spans = [], []
         for owner, text in enumerate(texts):

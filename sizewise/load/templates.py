@@ -66,9 +66,9 @@ def guard(text: str, control: Iterable[str]) -> str:
     known = [token for token in control if len(token) > 1 and token in text]
     if not known:
         return text
-    pattern = "|".join(re.escape(token) for token in sorted(known, key=len, reverse=True))
-    # the mark goes behind the first character; cut there, neither half is the token
-    return re.sub(pattern, lambda match: match[0][0] + GUARD + match[0][1:], text)
+    # The mark goes behind the first character of each, overlapping ones too: cut there, neither half is the token.
+    pattern = "|".join(re.escape(token) for token in known)
+    return re.sub(f"(?=(?:{pattern}))(.)", rf"\1{GUARD}", text, flags=re.DOTALL)
 
 
 def split_guarded(text: str) -> list[str]:

@@ -32,7 +32,7 @@ from sizewise.load.templates import prompt_form, render_chat, render_without_tem
 
 # Architectures without a next token: what they make of a text is an embedding.
 _ENCODERS = frozenset(
-    "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert gemma-embedding".split()
+    ("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert")
 )
 _CONTEXT = 4096  # where the file does not say
 
