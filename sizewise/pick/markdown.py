@@ -43,7 +43,8 @@ def _fit(view: FitView) -> str:
         [
             f"**{_plain(row.name)}**" if row.state == "winner" else _plain(row.name),
             KINDS[row.candidate.kind],
-            *(_cell(column.figures[place]) for column in view.columns),
+            # The outcome says why a number is missing; the reason in each cell would drown the table.
+            *(_cell(figure) if figure.value is not None else "-" for figure in _row(view, place)),
             _plain(row.note),
         ]
         for place, row in enumerate(standing.all)
@@ -59,6 +60,10 @@ def _fit(view: FitView) -> str:
     lines += _classes(view)
     lines += _evidence(view, [("task", result.task_digest), *((r.name, r.candidate.digest) for r in standing.all)])
     return "\n".join(lines)
+
+
+def _row(view: FitView, place: int) -> list[Figure]:
+    return [column.figures[place] for column in view.columns]
 
 
 def _classes(view: FitView) -> list[str]:
