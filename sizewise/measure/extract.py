@@ -36,13 +36,13 @@ def find_label(text: str, labels: Sequence[str]) -> str | None:
     The whole text, but for case, white space and punctuation at its ends; else the one label that the first line with
     any label mentions as a whole word. A line with two different labels, or with a "not" before the label, gives none.
     """
-    plain, pattern = _label_pattern(tuple(labels))
-    whole = plain.get(normalise(text))
+    plain, folded, pattern = _readings(tuple(labels))
+    whole = folded.get(_fold(text)) or plain.get(normalise(text))
     if whole is not None:
         return whole
     for line in text.splitlines():
         matches = list(pattern.finditer(line))
-        found = {plain.get(normalise(match[0])) for match in matches}
+        found = {folded.get(_fold(match[0])) for match in matches}
         if found:
             negated = any(_NOT.search(line[: match.start()]) for match in matches)
             return found.pop() if len(found) == 1 and not negated else None
@@ -50,21 +50,28 @@ def find_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _label_pattern(labels: tuple[str, ...]) -> tuple[dict[str, str], re.Pattern[str]]:
-    """Normalised label -> label, and what finds any of them as a whole word, the longest where several begin."""
-    plain: dict[str, str] = {}
-    for label in labels:
-        plain.setdefault(normalise(label) or label, label)
+def _readings(labels: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str], re.Pattern[str]]:
+    """Normalised and case-folded label -> label, and what finds one as a whole word, the longest of several."""
+    normal = [normalise(label) for label in labels]
+    # C and C# differ in punctuation alone: then punctuation counts.
+    plain = {key: label for key, label in zip(normal, labels, strict=True) if key and normal.count(key) == 1}
+    folded = {_fold(label): label for label in labels}
     longest = sorted(labels, key=len, reverse=True)
     words = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest)
-    return plain, re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+    return plain, folded, re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+
+
+def _fold(text: str) -> str:
+    """Without differences of case and white space."""
+    return " ".join(text.casefold().split())
 
 
 def find_choice(text: str, choices: Sequence[str]) -> str | None:
     """The choice that a text gives: its own text, else its letter (`B`, `(b)` alone, `Answer: C. because`)."""
-    exact = {normalise(choice) or choice: choice for choice in choices}.get(normalise(text))
-    if exact is not None:
-        return exact
+    exact = [choice for choice in choices if _fold(choice) == _fold(text)]
+    exact = exact or [choice for choice in choices if normalise(choice) == normalise(text) != ""]
+    if len(exact) == 1:
+        return exact[0]
     bare = text.strip(_EDGES)
     letter = bare.upper() if len(bare) == 1 else ""
     if not letter and (match := _LETTER.match(text.lstrip())) and not _article(text.lstrip(), match):

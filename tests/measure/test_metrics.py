@@ -279,6 +279,10 @@ def test_the_longer_of_two_labels_is_meant() -> None:
     assert find_label("Clearly not  spam!", labels) == "not spam"
     assert find_label("It is C++, surely", labels) == "C++"
     assert find_label("C++", labels) == "C++"
+    assert find_label("c", labels) == "C"
+    assert find_label("C.", labels) == "C"
+    assert find_choice("x = 1.", ("x = 1", "x = -1")) == "x = 1"
+    assert find_choice("!", ("!", "?")) == "!"
 
 
 @pytest.mark.parametrize(
