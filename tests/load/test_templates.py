@@ -53,7 +53,7 @@ HOSTILE = {
     "repetition": "{{ 'a' * 10**10 }}",
     "power": "{{ 10 ** (10 ** 9) }}",
     "recursion": "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
-    "nested lists": "{% set n = namespace(a=1) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a }}",
+    "nested lists": "{% set n = namespace(a=1) %}{% for i in range(60) %}{% set n.a=[n.a]*2 %}{% endfor %}{{ n.a }}",
     "padding": "{{ '%1000000000000d' % 1 }}",
     "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ cycler.__init__.__globals__.os.system('true') }}",
