@@ -56,6 +56,7 @@ class Causal:
         self.step, self.check = step, check
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._shares = True  # until a kind of model turns out to have a state that cannot be copied
+        self._kept: tuple[tuple[int, ...], Any] = ((), None)
         bare, wrapped = self._ids("a"), tokenizer("a")["input_ids"]
         # some tokenizers put an end token after the text as well; a prompt is to be continued, so only BOS is kept
         self.lead: list[int] = (
@@ -179,7 +180,21 @@ class Causal:
             self.step(done, total)
 
         with torch.inference_mode():
-            self._descend(None, 0, rows, results, report)
+            cache, depth = self._beginning(rows)
+            self._descend(cache, depth, rows, results, report)
+
+    def _beginning(self, rows: list[Row]) -> tuple[Any, int]:
+        """A cache of what all `rows` begin with, kept from the last call where it fits, and its length."""
+        tokens, cache = self._kept
+        shared = _shared(rows, 0)
+        if cache is not None and (len(tokens) > shared or rows[0].tokens[: len(tokens)] != tokens):
+            tokens, cache = (), None
+        if self._shares and len(rows) > 1 and shared - len(tokens) >= MIN_SHARED:
+            cache = self._extend(cache, rows[0].tokens[len(tokens) : shared])
+            tokens = rows[0].tokens[:shared] if cache is not None else ()
+        if cache is not None:
+            self._kept = tokens, cache
+        return cache, len(tokens)
 
     def _descend(
         self,
@@ -193,9 +208,7 @@ class Causal:
         shared = _shared(rows, depth)
         if self._shares and len(rows) > 1 and shared - depth >= MIN_SHARED:
             longer = self._extend(cache, rows[0].tokens[depth:shared])
-            if longer is None:
-                self._shares = False
-            else:
+            if longer is not None:
                 cache, depth = longer, shared
         flat: list[Row] = []
         device = self.model.device.type
@@ -221,7 +234,8 @@ class Causal:
         output = self.model(input_ids=ids, past_key_values=_copies(cache, 1), use_cache=True, **keep)
         made = getattr(output, "past_key_values", None)
         layers = getattr(made, "layers", [])
-        return made if layers and all(hasattr(layer, "batch_repeat_interleave") for layer in layers) else None
+        self._shares = bool(layers) and all(hasattr(layer, "batch_repeat_interleave") for layer in layers)
+        return made if self._shares else None
 
     def _forward(self, cache: Any, depth: int, rows: list[Row], results: list[tuple[float, int, bool]]) -> None:
         width = max(len(row.tokens) for row in rows) - depth

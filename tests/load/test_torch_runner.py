@@ -311,6 +311,23 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(folders: dict[str, Path], 
         Torch(replace(good, files={**good.files, "config.json": config}), options)
 
 
+def test_shots_are_kept_from_one_call_to_the_next(folders: dict[str, Path]) -> None:
+    engine = in_process(folders["mistral"])
+    passes: list[int] = []
+    engine.model.register_forward_hook(
+        lambda module, args, kwargs, output: passes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    first = engine.score(REQUESTS)
+    once, passes[:] = sum(passes), []
+    again = engine.score(REQUESTS)
+    assert sum(passes) <= once - len(engine.encode(SHOTS)) + 1
+    alone = engine.score(REQUESTS[:1])
+    other = engine.score([("a lazy dog 1 2 3 " * 5, [" fox", " dog"])])[0]
+    assert [score[0] for score in again[1]] == pytest.approx([score[0] for score in first[1]], abs=1e-4)
+    assert [score[0] for score in alone[0]] == pytest.approx([score[0] for score in first[0]], abs=1e-4)
+    assert other[0][0] == pytest.approx(brute_force(engine, "a lazy dog 1 2 3 " * 5, " fox")[0], abs=2e-4)
+
+
 def test_items_that_share_a_long_text_are_computed_once_each(folders: dict[str, Path]) -> None:
     engine = in_process(folders["llama"])
     ends = [" the fox jumps over", " a lazy dog yes", " no 7 8 9", " positive answer é"]
