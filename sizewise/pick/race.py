@@ -28,6 +28,7 @@ from sizewise.pick.trial import Trial, probe
 
 FIRST_LOOK = 50
 DEV_SHARE = 0.6  # of a time budget; the rest is for the final look
+_ALWAYS = ("majority", "tfidf")  # seconds at most, and without them there would be nothing to compare with
 _TRIED_ON = 32  # texts whose embedding tells how long all will take
 
 
@@ -117,7 +118,9 @@ class Race:
     def _run_group(self, group: Sequence[Trial]) -> None:
         """Measure the candidates of one model."""
         disk = "" if self.is_reference(group[0]) else group[0].over(self.limits)
-        late = "budget: no time was left to try it" if self.clock.left(DEV_SHARE) <= 0 else ""
+        late = ""
+        if group[0].kind not in _ALWAYS and self.clock.left(DEV_SHARE) <= 0:
+            late = "budget: no time was left to try it"
         if disk or late:
             for trial in group:
                 trial.left_because = disk or late
@@ -154,7 +157,7 @@ class Race:
         """Ask for more and more rows until all are seen or the candidate is out."""
         looks = looks_at(len(self.rows)) if trial.kind == "prompted" and not exempt else [len(self.rows)]
         for size in looks:
-            trial.left_because = "" if exempt else self._too_slow(trial, size)
+            trial.left_because = "" if exempt or trial.kind in _ALWAYS else self._too_slow(trial, size)
             if trial.left_because:
                 return
             trial.dev = evaluate(
