@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from sizewise.core.errors import UnknownName, UsageError
 from sizewise.core.events import Listener, Progress, silent
-from sizewise.core.results import Bar, Decision, Difference, Evaluation, FitResult, Interval
+from sizewise.core.results import Bar, Decision, Difference, FitResult, Interval
 from sizewise.core.task import Task
 from sizewise.core.units import format_seconds
 from sizewise.load.models import find_model
@@ -23,9 +23,10 @@ from sizewise.measure.evaluate import evaluate
 from sizewise.measure.ledger import Ledger
 from sizewise.measure.machine import fingerprint
 from sizewise.measure.metric import metric_for
-from sizewise.measure.stats import interval, paired_difference, rows_to_decide
+from sizewise.measure.stats import rows_to_decide
 from sizewise.pick.candidates import Field, field_of, head_name, kind_of
 from sizewise.pick.decide import (
+    CONFIDENCE,
     Nominee,
     Scale,
     cheapest,
@@ -34,7 +35,6 @@ from sizewise.pick.decide import (
     judge,
     shared_confidence,
     smallest,
-    to_bar,
 )
 from sizewise.pick.race import Clock, Race
 from sizewise.pick.splits import ordered, with_dev
@@ -214,21 +214,7 @@ def _stand_in(trial: Trial) -> Nominee:
 
 
 def _dev_difference(race: Race, trial: Trial, reference: Trial | None) -> Difference:
-    return _difference(race, trial.dev, reference.dev if reference else None, 0.95)
-
-
-def _difference(race: Race, ours: Evaluation | None, theirs: Evaluation | None, confidence: float) -> Difference:
-    """To the reference's evaluation, or to the fixed bar."""
-    assert ours is not None
-    if race.bar.at_least is None and theirs is not None:
-        return paired_difference(ours, theirs, confidence=confidence, seed=race.task.seed, metric=race.metric)
-    quality = interval(race.metric, ours.outcomes, confidence=confidence, seed=race.task.seed)
-    return to_bar(
-        quality,
-        race.bar.at_least or 0.0,
-        confidence=confidence,
-        higher_is_better=race.metric.higher_is_better,
-    )
+    return race.difference(trial.dev, reference.dev if reference else None, CONFIDENCE)
 
 
 def _look_at_test(race: Race, judged: Sequence[Trial]) -> list[str]:
@@ -270,7 +256,7 @@ def _test_rows(race: Race, judged: Sequence[Trial], rows: int) -> tuple[int | No
 
 def _nominee(race: Race, trial: Trial, reference: Trial | None, confidence: float) -> Nominee:
     assert trial.test is not None
-    difference = _difference(race, trial.test, reference.test if reference else None, confidence)
+    difference = race.difference(trial.test, reference.test if reference else None, confidence)
     if trial is reference:
         difference = replace(difference, value=0.0, low=0.0, high=0.0)
     else:

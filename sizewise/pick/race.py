@@ -1,8 +1,10 @@
 """The race on the development rows: every candidate is measured until it is done, or is clearly out.
 
 A linear model sees all rows at once. A language model, a thousand times dearer, sees 50, then 100, then 200, always the
-same rows in the same order, and leaves when even the upper end of its interval is below what is needed. The 5 % risk of
-sending a good one home is shared out over its looks. Nothing depends on the clock unless there is a time budget.
+same rows in the same order. It leaves when even the upper end of its interval is below what is needed. One that is
+larger, slower and dearer than the best so far leaves as soon as it cannot be better than that by more than the margin:
+nobody would choose it. The 5 % risk of sending a good one home is shared out over its looks. Nothing depends on the
+clock unless there is a time budget, except where two costs are nearly the same.
 """
 
 import time
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sizewise.core.errors import EngineFailed, Locked, SizewiseError, StorageError
 from sizewise.core.events import Listener, Progress
-from sizewise.core.results import Bar, Candidate, Evaluation
+from sizewise.core.results import Bar, Candidate, Difference, Evaluation
 from sizewise.core.task import Item, Task
 from sizewise.core.units import format_seconds
 from sizewise.load.open import open_runner
@@ -23,12 +25,13 @@ from sizewise.measure.meters.memory import memory
 from sizewise.measure.metric import Metric
 from sizewise.measure.stats import interval, paired_difference
 from sizewise.pick.candidates import Order, head_name, made
-from sizewise.pick.decide import Scale, judge, shared_confidence, to_bar
+from sizewise.pick.decide import CONFIDENCE, Scale, judge, shared_confidence, to_bar
 from sizewise.pick.trial import Trial, probe
 
 FIRST_LOOK = 50
 DEV_SHARE = 0.6  # of a time budget; the rest is for the final look
 _ALWAYS = ("majority", "tfidf")  # seconds at most, and without them there would be nothing to compare with
+_CHEAPER = "which is smaller, faster and cheaper"
 _TRIED_ON = 32  # texts whose embedding tells how long all will take
 
 
@@ -66,6 +69,7 @@ class Race:
     rows: Sequence[Item]  # development rows in their fixed order
     trials: list[Trial] = field(default_factory=list)
     left_out: list[Candidate] = field(default_factory=list)  # heads that could not be made
+    _recalled: bool = False  # whoever runs now has been called back, and is measured to the end
     only_reference: bool = False  # the reference is no candidate, it only stands for the quality that is wanted
 
     def run(self, orders: Sequence[Order], ready: Sequence[Trial]) -> None:
@@ -78,6 +82,7 @@ class Race:
             self._say(group[0].model.name, total)
             self.trials += group
             self._run_group(group)
+        self._call_back()
 
     def is_reference(self, trial: Trial) -> bool:
         """Whether the bar names this candidate's model as the one to compare with."""
@@ -171,29 +176,73 @@ class Race:
             )
             trial.complete = size == len(self.rows)
             trial.warnings = list(trial.dev.warnings)
-            trial.left_because = "" if trial.complete else self._hopeless(trial.dev, len(looks))
+            if not trial.complete:
+                confidence = shared_confidence(len(looks))
+                trial.left_because = self._hopeless(trial.dev, confidence) or self._needless(trial, confidence)
             if trial.left_because:
                 return
 
-    def _hopeless(self, seen: Evaluation, looks: int) -> str:
-        """Why a candidate that has seen some rows need not see more; empty: it may still be what is looked for."""
-        confidence = shared_confidence(looks)
-        if self.bar.at_least is not None:
-            quality = interval(self.metric, seen.outcomes, confidence=confidence, seed=self.task.seed)
-            behind = to_bar(
-                quality, self.bar.at_least, confidence=confidence, higher_is_better=self.metric.higher_is_better
-            )
-            whom = "the bar"
-        else:
-            best = self.best()
-            if best is None or best.dev is None:
-                return ""
-            behind = paired_difference(seen, best.dev, confidence=confidence, seed=self.task.seed, metric=self.metric)
-            whom = best.name
+    def _hopeless(self, seen: Evaluation, confidence: float) -> str:
+        """Why a candidate that has seen some rows need not see more; empty: it may still reach the bar."""
+        best = self.best() if self.bar.at_least is None else None
+        if self.bar.at_least is None and best is None:
+            return ""
+        behind = self.difference(seen, best.dev if best else None, confidence)
         if judge(behind, self.scale.margin(self.bar)) != "fail":
             return ""
         least, most = self.scale.points(-behind.high), self.scale.points(-behind.low)
+        whom = best.name if best else "the bar"
         return f"{least} to {most} {self.scale.unit} behind {whom} after {behind.n} development rows"
+
+    def _needless(self, trial: Trial, confidence: float) -> str:
+        """Why nobody would choose a candidate, however it goes on: a rival costs less in every way and is as good."""
+        if trial.dev is None or self._recalled:
+            return ""
+        margin = self.scale.margin(self.bar)
+        if self.bar.at_least is None and self.bar.reference is None:
+            best = self.best()
+            if best is None or not trial.dearer_than(best):
+                return ""
+            ahead = self.difference(trial.dev, best.dev, confidence)
+            if ahead.high > margin:
+                return ""
+            trial.waived_for = best
+            most = self.scale.points(ahead.high, signed=True)
+            return f"at most {most} {self.scale.unit} to {best.name}, {_CHEAPER}, after {ahead.n} development rows"
+        for rival in self.trials:
+            able = rival.complete and not rival.left_because and not self.is_reference(rival)
+            if able and trial.dearer_than(rival):
+                gap = self.difference(rival.dev, self._yardstick(), confidence)
+                if judge(gap, margin) == "pass":
+                    return f"needless beside {rival.name}, {_CHEAPER} and reaches the bar on the development rows"
+        return ""
+
+    def _yardstick(self) -> Evaluation | None:
+        """What qualities are compared with: the reference's evaluation, or nothing where the bar is fixed."""
+        best = self.best() if self.bar.at_least is None else None
+        return best.dev if best else None
+
+    def difference(self, ours: Evaluation | None, theirs: Evaluation | None, confidence: float) -> Difference:
+        """Of a candidate's quality to the reference's, or to the fixed bar."""
+        if ours is None:
+            raise ValueError("the candidate has not been measured")
+        if self.bar.at_least is None and theirs is not None:
+            return paired_difference(ours, theirs, confidence=confidence, seed=self.task.seed, metric=self.metric)
+        quality = interval(self.metric, ours.outcomes, confidence=confidence, seed=self.task.seed)
+        upward = self.metric.higher_is_better
+        return to_bar(quality, self.bar.at_least or 0.0, confidence=confidence, higher_is_better=upward)
+
+    def _call_back(self) -> None:
+        """Candidates that were sent home for the sake of a rival that a later one has put out of the race."""
+        best = self.best()
+        for trial in self.trials:
+            rival = trial.waived_for
+            if rival is None or best is None or rival is best or rival.dev is None or best.dev is None:
+                continue
+            if self.difference(rival.dev, best.dev, CONFIDENCE).value < -self.scale.margin(self.bar):
+                self._recalled = True
+                trial.left_because, trial.waived_for = "", None
+                self._run_group([trial])
 
     def _too_slow(self, trial: Trial, size: int) -> str:
         """Why the budget does not allow the next look; empty: it does."""

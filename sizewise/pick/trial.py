@@ -19,6 +19,7 @@ from sizewise.measure.ask import Asker, asker_for
 from sizewise.measure.meters.cost import cost
 from sizewise.measure.meters.energy import energy
 from sizewise.measure.prompts import worked_examples
+from sizewise.pick.decide import ALIKE
 
 CandidateKind = Literal["majority", "tfidf", "embedding", "prompted"]
 _WARM, _PROBES, _PROBE_S = 2, 20, 5.0
@@ -49,6 +50,7 @@ class Trial:
     memory: Measurement | None = None
     left_because: str = ""
     difference: Difference | None = None
+    waived_for: "Trial | None" = None  # the rival for whose sake it was not measured to the end
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -68,6 +70,14 @@ class Trial:
         if self.probe and self.probe.cpu_s is not None:
             return self.probe.cpu_s
         return measured.cpu_s_per_item if measured else None
+
+    def dearer_than(self, other: "Trial") -> bool:
+        """Whether it is larger, and slower and dearer by more than chance, so that the other is chosen if as good."""
+        if self.bytes is None or other.bytes is None or self.bytes < other.bytes or not (self.probe and other.probe):
+            return False
+        if self.cpu_s is None or other.cpu_s is None:
+            return False
+        return self.probe.p50_s > ALIKE * other.probe.p50_s and self.cpu_s > ALIKE * other.cpu_s
 
     def over(self, limits: dict[str, float | None]) -> str:
         """Which limit the candidate breaks, as far as is known; empty: none."""

@@ -13,17 +13,21 @@ import pytest
 from tiny_gguf import write_tiny_llama
 
 from sizewise.core.errors import UnknownName, UsageError
-from sizewise.core.results import Bar, Candidate, FitResult
+from sizewise.core.events import silent
+from sizewise.core.model import Model
+from sizewise.core.results import Bar, Candidate, Evaluation, FitResult, Interval, Outcome
 from sizewise.core.task import Item, Task
 from sizewise.load.models import find_model
 from sizewise.load.store import Store
 from sizewise.load.tasks import load_task
 from sizewise.measure.ledger import Ledger
+from sizewise.measure.metric import metric_for
 from sizewise.pick.candidates import field_of
+from sizewise.pick.decide import Scale
 from sizewise.pick.fit import fit
-from sizewise.pick.race import looks_at
+from sizewise.pick.race import Clock, Race, looks_at
 from sizewise.pick.splits import ordered, with_dev
-from sizewise.pick.trial import confusion, per_class
+from sizewise.pick.trial import Trial, confusion, per_class
 
 GOOD, BAD = ("lovely", "fine", "great", "warm"), ("awful", "cold", "broken", "sad")
 FILL = ("the", "room", "was", "and", "it", "we", "came", "back", "again", "then", "with", "food")
@@ -241,7 +245,7 @@ def test_splits_are_disjoint_stratified_and_fixed() -> None:
         digest="",
     )
     split, note = with_dev(task, 5)
-    train, dev = ({item.id for item in split.splits[part]} for part in ("train", "dev"))  # type: ignore[index]
+    train, dev = ({item.id for item in split.splits[part]} for part in ("train", "dev"))
     assert train | dev == {item.id for item in rows}
     assert not train & dev
     assert len(dev) == 80
@@ -261,8 +265,6 @@ def test_looks_double_until_all_rows_are_seen() -> None:
 
 def test_per_class_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    from sizewise.core.results import Outcome
 
     generator = random.Random(0)
     expected = generator.choices("abc", k=200)
@@ -317,3 +319,57 @@ def _answers(path: Path) -> int:
         return 0
     with Ledger(path) as ledger:
         return sum(count for _, count in ledger.runs())
+
+
+def test_what_is_dearer_and_no_better_need_not_see_all_rows(tmp_path: Path, tiny: str) -> None:
+    """On pure noise nothing is hopeless; but a larger model that cannot be 30 points better would not be chosen."""
+    result = fit(write_task(tmp_path, noise=1.0), models=[tiny], bar=Bar(margin=0.3))
+    prompted = [each for each in result.candidates if each.kind == "prompted"]
+    assert all("which is smaller, faster and cheaper" in each.left_because for each in prompted)
+    assert all(each.dev is not None and each.dev.n == 50 for each in prompted)
+    fixed = fit(write_task(tmp_path, noise=0.0), models=[tiny], bar=Bar(at_least=0.05))
+    assert fixed.decision.model == "mood-majority"
+    prompted = [each for each in fixed.candidates if each.kind == "prompted"]
+    assert all("needless beside mood-majority" in each.left_because for each in prompted)
+
+
+def measured(name: str, right: int, size: int) -> Trial:
+    """A candidate that has seen 1,000 development rows."""
+    outcomes = tuple(Outcome(str(n), "a", "a" if n < right else "b", "", float(n < right), 0.0) for n in range(1000))
+    quality = Interval(right / 1000, 0.0, 1.0, 1000)
+    seen = Evaluation(name, "sha256:0", "t", "sha256:1", "dev", "accuracy", quality, 0, 0.0, 0.0, outcomes)
+    trial = Trial(Model(name, "linear", "sha256:0", {}, size), "prompted", 0)
+    trial.dev, trial.complete = seen, True
+    return trial
+
+
+def test_who_was_sent_home_for_a_rival_that_then_lost_is_called_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, waived, kept = measured("first", 800, 10), measured("waived", 810, 20), measured("kept", 790, 15)
+    for trial in (waived, kept):
+        trial.complete, trial.left_because, trial.waived_for = False, "at most +1.0 points to first", first
+    asked: list[str] = []
+    monkeypatch.setattr(Race, "_run_group", lambda self, group: asked.extend(trial.model.name for trial in group))
+    task = write_task(tmp_path, train=40, test=20)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        race = Race(
+            task=task,
+            metric=metric_for(task),
+            bar=Bar(margin=0.02),
+            scale=Scale("accuracy"),
+            limits={},
+            clock=Clock(None),
+            seed=0,
+            store=Store(tmp_path / "store"),
+            ledger=ledger,
+            listen=silent,
+            rows=(),
+            trials=[first, waived, kept],
+        )
+        race.run((), ())
+        assert asked == [], "its rival is still the best"
+        race.trials.append(measured("new best", 850, 90))
+        race.run((), ())
+    assert asked == ["waived", "kept"]
+    assert waived.left_because == ""
