@@ -36,6 +36,13 @@ class Cancelled(Exception):
     """Raised in the child, between two steps of a call that the parent no longer wants."""
 
 
+_DEFAULTS = {
+    # Threads that wait must sleep: beside other work, spinning costs several times the work itself (see LOG.md).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GGML_NO_BACKTRACE": "1",  # an abort must end the process, not start a debugger on it
+}
+
+
 class Child:
     """The parent's end: one process, one call at a time."""
 
@@ -55,7 +62,7 @@ class Child:
             stdout=self._stderr,
             stderr=self._stderr,
             pass_fds=(requests, replies),
-            env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
+            env={**_DEFAULTS, **os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
         )
         os.close(requests)
         os.close(replies)

@@ -5,7 +5,6 @@ model lives in a child process.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import TracebackType
@@ -28,8 +27,6 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
-    # Threads that wait must sleep: on a machine that others use as well, spinning costs several times the work itself.
-    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
 }
 
 
