@@ -68,6 +68,8 @@ def run(arguments: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         code = build(arguments)(args=arguments, prog_name="sizewise", standalone_mode=False)
+        if code == INTERRUPTED:  # the parser turns Ctrl-C into this code, without a word
+            raise KeyboardInterrupt
         return int(code or 0)
     except SizewiseError as error:
         return _say(str(error), error.exit_code)
