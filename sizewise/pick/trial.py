@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sizewise.core.errors import UsageError
 from sizewise.core.measurement import Measurement
 from sizewise.core.model import Model
 from sizewise.core.results import Candidate, Difference, Evaluation, Outcome
@@ -128,17 +129,27 @@ def probe(runner: Runner, task: Task, items: Sequence[Item], shots: int | None) 
         task: what to ask.
         items: development items in a fixed order; the first ones warm up.
         shots: worked examples before each.
+
+    Raises:
+        UsageError: not one of them fits into the context.
     """
     asker = asker_for(runner, task, worked_examples(task, 0 if runner.raw_input else shots))
     rendered = asker.render(items[: _WARM + _PROBES] if len(items) > _WARM else list(items) * 2)
     seconds: list[float] = []
-    for number, each in enumerate(rendered):
+    refused: UsageError | None = None
+    for each in rendered:
         began = time.perf_counter()
-        asker.ask([each])
-        if number >= min(_WARM, len(rendered) - 1):
-            seconds.append(time.perf_counter() - began)
-        if len(seconds) >= _FEWEST_PROBES and sum(seconds) > _PROBE_S:
+        try:
+            asker.ask([each])
+        except UsageError as error:  # longer than the context: such rows are left out when the model is measured, too
+            refused = error
+            continue
+        seconds.append(time.perf_counter() - began)
+        if len(seconds) >= _WARM + _FEWEST_PROBES and sum(seconds) > _PROBE_S:
             break
+    if not seconds:
+        raise refused or UsageError(f"{task.source}: no development rows to time {runner.model.name} on")
+    seconds = seconds[min(_WARM, len(seconds) - 1) :]
     p50, p95 = (float(value) for value in np.quantile(seconds, (0.5, 0.95)))
     inside = runner.pids() == [os.getpid()]
     return Probe(p50, p95, _own_cpu(asker, items) if inside else None)
