@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GROUP = "Choose"
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", autocompletion=complete_name, help="Models.")]
 Report = Annotated[Path | None, typer.Option("--report", help="Also write a page (.html, with .json and .md beside).")]
+Hourly = Annotated[float | None, typer.Option(min=0, help="What this machine costs by the hour, in US dollars.")]
 Save = Annotated[Path | None, typer.Option("--save", help="Also write the result as JSON, for `sizewise report`.")]
 
 
@@ -31,19 +32,22 @@ def compare(
     prompt: Annotated[list[str] | None, typer.Option(help="Your own instruction instead of the five.")] = None,
     instructions: Annotated[Path | None, typer.Option(help="A TOML file of instructions.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 160,
+    usd_per_hour: Hourly = None,
+    country: Annotated[str | None, typer.Option(help="Three letters, for the CO2 of its grid, such as FRA.")] = None,
     report: Report = None,
     save: Save = None,
     json: Json = False,
 ) -> None:
     """Give several models the same instructions and lay the answers side by side."""
+    from sizewise.pick.compare import Prices, read_instructions
     from sizewise.pick.compare import compare as lay
-    from sizewise.pick.compare import read_instructions
 
     if prompt and instructions:
         raise UsageError("give either --prompt or --instructions")
     asked = read_instructions(instructions, prompt)
     with progress() as listen:
-        result = lay(models, instructions=asked, max_tokens=max_tokens, listen=listen)
+        prices = Prices(usd_per_hour, country)
+        result = lay(models, instructions=asked, max_tokens=max_tokens, prices=prices, listen=listen)
     if json:
         print_json(result.as_json())
     else:

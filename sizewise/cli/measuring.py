@@ -29,7 +29,7 @@ def evaluate(
     task: Annotated[str, typer.Argument(metavar="TASK", help="Task file (.toml or .py).")],
     models: Models,
     split: Annotated[str, typer.Option(help="Which rows: train, dev or test.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many rows, drawn with the task's seed.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, max=64, help="Worked examples before each prompt.")] = None,
     no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Measure everything anew, keep nothing.")] = False,
     json: Json = False,

@@ -281,7 +281,7 @@ def _list_price(model: "Model") -> dict[str, Any]:
     """The catalogue's price of an endpoint's model; nothing where it does not know that name."""
     from sizewise.load.catalogue import entries
 
-    name = model.remote.rpartition(":")[2]
+    name = model.remote.partition(":")[2]
     entry = entries().get(name) or entries().get(model.name)
     return dict(entry.prices) if entry else {}
 
