@@ -1,10 +1,11 @@
 """The race on the development rows: every candidate is measured until it is done, or is clearly out.
 
-A linear model sees all rows at once. A language model, a thousand times dearer, sees 50, then 100, then 200, always the
-same rows in the same order. It leaves when even the upper end of its interval is below what is needed. One that is
-larger, slower and dearer than the best so far leaves as soon as it cannot be better than that by more than the margin:
-nobody would choose it. The 5 % risk of sending a good one home is shared out over its looks. Nothing depends on the
-clock unless there is a time budget, except where two costs are nearly the same.
+A linear model sees all rows at once. Language models, a thousand times dearer, see 50 rows, those that are left 100,
+then 200, always the same rows in the same order, so that little time goes to the worst. One leaves when even the upper
+end of its interval is below what is needed. One that is larger, slower and dearer than the best so far leaves as soon
+as it cannot be better than that by more than the margin: nobody would choose it. The 5 % risk of sending a good one
+home is shared out over its looks. Nothing depends on the clock unless there is a time budget, except where two costs
+are nearly the same.
 """
 
 import time
@@ -69,29 +70,52 @@ class Race:
     rows: Sequence[Item]  # development rows in their fixed order
     trials: list[Trial] = field(default_factory=list)
     left_out: list[Candidate] = field(default_factory=list)  # heads that could not be made
-    _recalled: bool = False  # whoever runs now has been called back, and is measured to the end
     only_reference: bool = False  # the reference is no candidate, it only stands for the quality that is wanted
 
     def run(self, orders: Sequence[Order], ready: Sequence[Trial]) -> None:
-        """Measure every candidate on the development rows, in the order given; models are opened once each."""
+        """Measure every candidate on the development rows: heads in the order given, then the others in rounds."""
         total = len(orders) + len(ready)
         for order in orders:
             self._say(head_name(self.task, order.kind), total)
             self._run_order(order)
-        for group in _by_model(ready):
+        self.trials += ready
+        whole = [trial for trial in ready if trial.kind != "prompted" or self.is_reference(trial)]
+        for group in _by_model(whole):
             self._say(group[0].model.name, total)
-            self.trials += group
-            self._run_group(group)
+            self._run_group(group, len(self.rows))
+        looks = looks_at(len(self.rows))
+        for size in looks:
+            self._round([trial for trial in ready if not trial.complete], size, shared_confidence(len(looks)))
         self._call_back()
+
+    def _round(self, trials: Sequence[Trial], size: int, confidence: float) -> None:
+        """Show `size` rows to all that are still in, then send home those that are out."""
+        active = [trial for trial in trials if not trial.left_because]
+        for place, group in enumerate(_by_model(active)):
+            self.listen(Progress(f"try {group[0].model.name} on {size} rows", place, len(active), "candidates"))
+            self._run_group(group, size)
+        reasons = [
+            ""
+            if trial.left_because or trial.complete
+            else self._hopeless(trial, confidence) or self._needless(trial, confidence)
+            for trial in active
+        ]
+        for trial, reason in zip(active, reasons, strict=True):
+            trial.left_because = trial.left_because or reason
 
     def is_reference(self, trial: Trial) -> bool:
         """Whether the bar names this candidate's model as the one to compare with."""
         return self.bar.reference is not None and self.bar.reference.removesuffix(":latest") == trial.model.name
 
-    def best(self, *, named: bool = True) -> Trial | None:
-        """The best candidate that has seen all rows; where the bar names a reference, the best way to ask that one."""
-        pool = [trial for trial in self.trials if trial.complete and trial.dev is not None]
-        if named and self.bar.reference is not None:
+    def best(self, rows: int | None = None) -> Trial | None:
+        """The best candidate; where the bar names a reference, the best way to ask that one.
+
+        Args:
+            rows: of those that have seen at least so many; None: of those that have seen all.
+        """
+        least = len(self.rows) if rows is None else rows
+        pool = [trial for trial in self.trials if trial.dev is not None and len(trial.dev.outcomes) >= least]
+        if self.bar.reference is not None:
             pool = [trial for trial in pool if self.is_reference(trial)]
         else:
             pool = [trial for trial in pool if not trial.left_because]
@@ -112,7 +136,7 @@ class Race:
             if not reason:
                 trial = Trial(made(order, self.task, self.seed, self.store, self.listen), order.kind)
                 self.trials.append(trial)
-                self._run_group([trial])
+                self._run_group([trial], len(self.rows))
                 return
         except (StorageError, Locked):
             raise
@@ -120,8 +144,8 @@ class Race:
             reason = str(error)
         self.left_out.append(Candidate(name, order.kind, None, None, None, None, None, left_because=reason))
 
-    def _run_group(self, group: Sequence[Trial]) -> None:
-        """Measure the candidates of one model."""
+    def _run_group(self, group: Sequence[Trial], size: int) -> None:
+        """Measure the candidates of one model on the first `size` rows."""
         disk = "" if self.is_reference(group[0]) else group[0].over(self.limits)
         late = ""
         if group[0].kind not in _ALWAYS and self.clock.left(DEV_SHARE) <= 0:
@@ -133,7 +157,7 @@ class Race:
         try:
             with open_runner(group[0].model, store=self.store) as runner:
                 for trial in group:
-                    self._run_one(runner, trial)
+                    self._run_one(runner, trial, size)
         except (StorageError, Locked):
             raise
         except SizewiseError as error:
@@ -141,16 +165,17 @@ class Race:
                 if not trial.complete and not trial.left_because:
                     trial.left_because = str(error)
 
-    def _run_one(self, runner: Runner, trial: Trial) -> None:
+    def _run_one(self, runner: Runner, trial: Trial, size: int) -> None:
         """Measure one candidate; what this one way of asking cannot do does not stop the next."""
         exempt = self.is_reference(trial)
         try:
             with memory(runner.pids()) as watch:
-                trial.probe = probe(runner, self.task, self.rows, trial.shots)
-                trial.left_because = "" if exempt else trial.over(self.limits)
+                if trial.probe is None:
+                    trial.probe = probe(runner, self.task, self.rows, trial.shots)
+                    trial.left_because = "" if exempt else trial.over(self.limits)
                 if not trial.left_because:
-                    self._look(runner, trial, exempt)
-            trial.memory = watch.measurement()
+                    self._show(runner, trial, size, exempt)
+            trial.saw_memory(watch.measurement())
         except (StorageError, Locked, EngineFailed):
             raise
         except SizewiseError as error:
@@ -158,36 +183,31 @@ class Race:
         if not trial.left_because and not exempt:
             trial.left_because = trial.over(self.limits)
 
-    def _look(self, runner: Runner, trial: Trial, exempt: bool) -> None:
-        """Ask for more and more rows until all are seen or the candidate is out."""
-        looks = looks_at(len(self.rows)) if trial.kind == "prompted" and not exempt else [len(self.rows)]
-        for size in looks:
-            trial.left_because = "" if exempt or trial.kind in _ALWAYS else self._too_slow(trial, size)
-            if trial.left_because:
-                return
-            trial.dev = evaluate(
-                runner,
-                self.task,
-                split="dev",
-                items=self.rows[:size],
-                ledger=self.ledger,
-                shots=trial.shots,
-                listen=self.listen,
-            )
-            trial.complete = size == len(self.rows)
-            trial.warnings = list(trial.dev.warnings)
-            if not trial.complete:
-                confidence = shared_confidence(len(looks))
-                trial.left_because = self._hopeless(trial.dev, confidence) or self._needless(trial, confidence)
-            if trial.left_because:
-                return
+    def _show(self, runner: Runner, trial: Trial, size: int, exempt: bool) -> None:
+        """Ask for the first `size` rows, if the budget allows it."""
+        trial.left_because = "" if exempt or trial.kind in _ALWAYS else self._too_slow(trial, size)
+        if trial.left_because:
+            return
+        trial.dev = evaluate(
+            runner,
+            self.task,
+            split="dev",
+            items=self.rows[:size],
+            ledger=self.ledger,
+            shots=trial.shots,
+            listen=self.listen,
+        )
+        trial.complete = len(trial.dev.outcomes) == len(self.rows)
+        trial.warnings = list(trial.dev.warnings)
 
-    def _hopeless(self, seen: Evaluation, confidence: float) -> str:
+    def _hopeless(self, trial: Trial, confidence: float) -> str:
         """Why a candidate that has seen some rows need not see more; empty: it may still reach the bar."""
-        best = self.best() if self.bar.at_least is None else None
-        if self.bar.at_least is None and best is None:
+        if trial.dev is None:
             return ""
-        behind = self.difference(seen, best.dev if best else None, confidence)
+        best = self.best(len(trial.dev.outcomes)) if self.bar.at_least is None else None
+        if best is trial or (self.bar.at_least is None and best is None):
+            return ""
+        behind = self.difference(trial.dev, best.dev if best else None, confidence)
         if judge(behind, self.scale.margin(self.bar)) != "fail":
             return ""
         least, most = self.scale.points(-behind.high), self.scale.points(-behind.low)
@@ -196,12 +216,12 @@ class Race:
 
     def _needless(self, trial: Trial, confidence: float) -> str:
         """Why nobody would choose a candidate, however it goes on: a rival costs less in every way and is as good."""
-        if trial.dev is None or self._recalled:
+        if trial.dev is None:
             return ""
         margin = self.scale.margin(self.bar)
         if self.bar.at_least is None and self.bar.reference is None:
-            best = self.best()
-            if best is None or not trial.dearer_than(best):
+            best = self.best(len(trial.dev.outcomes))
+            if best is None or best is trial or not trial.dearer_than(best):
                 return ""
             ahead = self.difference(trial.dev, best.dev, confidence)
             if ahead.high > margin:
@@ -239,10 +259,10 @@ class Race:
             rival = trial.waived_for
             if rival is None or best is None or rival is best or rival.dev is None or best.dev is None:
                 continue
-            if self.difference(rival.dev, best.dev, CONFIDENCE).value < -self.scale.margin(self.bar):
-                self._recalled = True
+            lost = self.difference(rival.dev, best.dev, CONFIDENCE).value < -self.scale.margin(self.bar)
+            if lost or rival.left_because:
                 trial.left_because, trial.waived_for = "", None
-                self._run_group([trial])
+                self._run_group([trial], len(self.rows))
 
     def _too_slow(self, trial: Trial, size: int) -> str:
         """Why the budget does not allow the next look; empty: it does."""

@@ -37,7 +37,7 @@ class Probe:
     cpu_s: float | None  # None: measured better on many items
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Trial:
     """A candidate and what is known of it so far."""
 
@@ -71,6 +71,11 @@ class Trial:
         if self.probe and self.probe.cpu_s is not None:
             return self.probe.cpu_s
         return measured.cpu_s_per_item if measured else None
+
+    def saw_memory(self, peak: Measurement) -> None:
+        """Keep the higher of two peaks."""
+        if self.memory is None or self.memory.value is None or (peak.value or 0.0) > self.memory.value:
+            self.memory = peak
 
     def dearer_than(self, other: "Trial") -> bool:
         """Whether it is larger, and slower and dearer by more than chance, so that the other is chosen if as good."""

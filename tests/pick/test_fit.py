@@ -350,7 +350,7 @@ def test_who_was_sent_home_for_a_rival_that_then_lost_is_called_back(
     for trial in (waived, kept):
         trial.complete, trial.left_because, trial.waived_for = False, "at most +1.0 points to first", first
     asked: list[str] = []
-    monkeypatch.setattr(Race, "_run_group", lambda self, group: asked.extend(trial.model.name for trial in group))
+    monkeypatch.setattr(Race, "_run_group", lambda self, group, size: asked.extend(trial.model.name for trial in group))
     task = write_task(tmp_path, train=40, test=20)
     with Ledger(tmp_path / "ledger.db") as ledger:
         race = Race(
