@@ -87,10 +87,11 @@ def _print_evaluations(results: "Sequence[Evaluation]") -> None:
     first = results[0]
     for other in results[1:]:
         gap = paired_difference(other, first)
-        text = (
-            f"{other.model} minus {first.model}: {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f} on the same rows)"
-        )
-        text += f", {gap.flips} of {gap.n} answers differ"
+        sense = "" if first.higher_is_better else ", more is better"
+        text = f"{other.model} against {first.model}: {gap.value:+.3f}{sense}"
+        text += f" ({gap.low:+.3f} to {gap.high:+.3f} on the same rows)"
+        if gap.mcnemar_p is not None:
+            text += f", {gap.flips} of {gap.n} answers differ"
         if gap.low <= 0 <= gap.high and gap.rows_to_separate:
             text += f"; about {gap.rows_to_separate:,} rows would tell them apart"
         say(text)
