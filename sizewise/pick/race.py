@@ -8,6 +8,7 @@ home is shared out over its looks. Nothing depends on the clock unless there is 
 are nearly the same.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,12 +28,14 @@ from sizewise.measure.metric import Metric
 from sizewise.measure.stats import interval, paired_difference
 from sizewise.pick.candidates import Order, head_name, made
 from sizewise.pick.decide import CONFIDENCE, Scale, judge, shared_confidence, to_bar
+from sizewise.pick.footprint import footprint
 from sizewise.pick.trial import Trial, probe
 
 FIRST_LOOK = 50
 DEV_SHARE = 0.6  # of a time budget; the rest is for the final look
 _ALWAYS = ("majority", "tfidf")  # seconds at most, and without them there would be nothing to compare with
 _CHEAPER = "which is smaller, faster and cheaper"
+_ASKED = 20  # texts whose classification shows how much memory a linear model takes
 _TRIED_ON = 32  # texts whose embedding tells how long all will take
 
 
@@ -175,7 +178,9 @@ class Race:
                     trial.left_because = "" if exempt else trial.over(self.limits)
                 if not trial.left_because:
                     self._show(runner, trial, size, exempt)
-            trial.saw_memory(watch.measurement())
+            inside = os.getpid() in runner.pids()  # beside all that the search itself holds
+            texts = [item.input for item in self.rows[:_ASKED]]
+            trial.saw_memory(footprint(trial.model, self.store, texts) if inside else watch.measurement())
         except (StorageError, Locked, EngineFailed):
             raise
         except SizewiseError as error:

@@ -84,6 +84,8 @@ def test_the_smallest_that_passes_is_found_proved_and_kept(tmp_path: Path, tiny:
     assert prompted.latency_p50_s is not None
     assert words.latency_p50_s < prompted.latency_p50_s
     assert set(words.per_class) == {"good", "bad"}
+    assert words.memory_bytes is not None
+    assert 10_000_000 < words.memory_bytes < 100_000_000, "a process with numpy, not the one that trained the model"
     assert len(words.examples) == 8
     assert words.bytes == find_model("mood-tfidf").size_bytes
     assert json.loads(json.dumps(result.as_json()))["decision"]["status"] == "pass"
