@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_checkpoint import write_encoder
 from tiny_gguf import write_tiny_llama
 
 from sizewise.core.errors import UnknownName, UsageError
@@ -375,3 +376,17 @@ def test_who_was_sent_home_for_a_rival_that_then_lost_is_called_back(
         race.run((), ())
     assert asked == ["waived", "kept"]
     assert waived.left_because == ""
+
+
+@pytest.mark.slow
+def test_an_encoder_becomes_a_head_that_carries_it(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    result = fit(write_task(tmp_path, train=120, test=60), models=[str(encoder)])
+    head = by_name(result, "-embedding")
+    assert head.kind == "embedding"
+    assert head.dev is not None
+    assert head.memory_bytes is not None
+    kept = find_model("mood-embedding")
+    assert kept.lineage.parent_digest == find_model(str(encoder)).digest
+    assert "encoder/config.json" in kept.files
+    assert head.bytes == kept.size_bytes
