@@ -177,4 +177,3 @@ def _all_options(order: Order) -> dict[str, Any]:
     from sizewise.make.method import methods
 
     return validate(methods().get(order.method), order.options, order.method)
-

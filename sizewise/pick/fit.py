@@ -15,7 +15,6 @@ from sizewise.core.errors import UnknownName, UsageError
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.core.results import Bar, Decision, Difference, FitResult, Interval
 from sizewise.core.task import Task
-from sizewise.core.units import format_seconds
 from sizewise.load.models import find_model
 from sizewise.load.open import open_runner
 from sizewise.load.store import Store
@@ -168,8 +167,8 @@ def _final(race: Race) -> tuple[Decision, list[str]]:
         rows={item.name: rows_to_decide(item.difference, margin) for item in nominees},
         eligible=not race.only_reference and bool(reference and not reference.over(race.limits)),
     )
-    _explain(race, nominated, nominees, done)
-    return decision, notes
+    _explain(race, nominated, nominees)
+    return _with_cuts(race, decision), notes
 
 
 def _why_not(race: Race) -> str:
@@ -241,17 +240,11 @@ def _test_rows(race: Race, judged: Sequence[Trial], rows: int) -> tuple[int | No
     """How many test rows the budget allows, the same for all; None: all of them."""
     if race.clock.budget_s is None:
         return None, []
-    notes = []
-    cut = sum(trial.left_because.startswith("budget") for trial in race.trials)
-    if cut:
-        notes.append(f"the budget of {format_seconds(race.clock.budget_s)} cut {cut} candidates short")
-    per_row = sum(
-        trial.dev.seconds / max(1, len(trial.dev.outcomes)) for trial in judged if trial.dev is not None
-    )
+    per_row = sum(trial.dev.seconds / max(1, len(trial.dev.outcomes)) for trial in judged if trial.dev is not None)
     limit = max(_FEWEST_TEST_ROWS, int(max(0.0, race.clock.left()) / per_row)) if per_row > 0 else rows
     if limit >= rows:
-        return None, notes
-    return limit, [*notes, f"the budget allowed {limit:,} of the {rows:,} test rows, drawn with the task's seed"]
+        return None, []
+    return limit, [f"the budget allowed {limit:,} of the {rows:,} test rows, drawn with the task's seed"]
 
 
 def _nominee(race: Race, trial: Trial, reference: Trial | None, confidence: float) -> Nominee:
@@ -262,12 +255,20 @@ def _nominee(race: Race, trial: Trial, reference: Trial | None, confidence: floa
     else:
         trial.difference = difference
     speed = trial.probe.p50_s if trial.probe else None
-    return Nominee(
-        trial.name, trial.model.name, trial.bytes, trial.test.quality, difference, speed, trial.cpu_s
-    )
+    return Nominee(trial.name, trial.model.name, trial.bytes, trial.test.quality, difference, speed, trial.cpu_s)
 
 
-def _explain(race: Race, nominated: Sequence[Trial], nominees: Sequence[Nominee], done: Sequence[Trial]) -> None:
+def _with_cuts(race: Race, decision: Decision) -> Decision:
+    """The decision, which must not sound as if all had been tried where the budget did not allow it."""
+    cut = [trial.name for trial in race.trials if trial.left_because.startswith("budget")]
+    cut += [each.model for each in race.left_out if each.left_because.startswith("budget")]
+    if not cut:
+        return decision
+    listed = ", ".join(cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else "")
+    return replace(decision, sentence=f"{decision.sentence} The budget left no time to try out {listed}.")
+
+
+def _explain(race: Race, nominated: Sequence[Trial], nominees: Sequence[Nominee]) -> None:
     """Why each nominee that did not pass left."""
     margin, scale = race.scale.margin(race.bar), race.scale
     for trial, item in zip(nominated, nominees, strict=True):

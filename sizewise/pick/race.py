@@ -152,7 +152,7 @@ class Race:
         disk = "" if self.is_reference(group[0]) else group[0].over(self.limits)
         late = ""
         if group[0].kind not in _ALWAYS and self.clock.left(DEV_SHARE) <= 0:
-            late = "budget: no time was left to try it"
+            late = "budget: no time was left for " + ("more rows" if group[0].dev else "it")
         if disk or late:
             for trial in group:
                 trial.left_because = disk or late
