@@ -176,7 +176,11 @@ def library() -> Library:
     Raises:
         StateError: xllamacpp is missing, has another version, or its defaults are not where they should be.
     """
-    opened: Library = ctypes.CDLL(str(_shared_object()))
+    path = str(_shared_object())
+    try:
+        opened: Library = ctypes.CDLL(path)
+    except OSError as error:  # it needs libgomp, which small systems leave out
+        raise StateError(f"the GGUF engine cannot be loaded: {error}; install that library (libgomp1)") from error
     for name, (result, arguments) in _SIGNATURES.items():
         try:
             function: Any = getattr(opened, name)

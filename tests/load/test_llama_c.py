@@ -245,6 +245,16 @@ def test_another_version_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch)
     assert library().llama_n_ctx is not None
 
 
+def test_a_library_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "xllamacpp.so"
+    broken.write_bytes(b"not a library")
+    library.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(llama_c, "_shared_object", lambda: broken)
+        with pytest.raises(StateError, match="cannot be loaded"):
+            library()
+
+
 def test_defaults_in_other_places_are_refused() -> None:
     params = library().llama_model_default_params()
     check_defaults(params, {"n_gpu_layers": -1})
