@@ -205,7 +205,8 @@ def _only_the_best(best: Nominee, nominees: Sequence[Nominee], bar: Bar, scale: 
     low, high = scale.quality(best.quality.low), scale.quality(best.quality.high)
     start = f"{_sized(best)} {scale.says(best.quality.value)} ({low} to {high} with {best.quality.n:,} rows)"
     if not nominees:
-        return f"{start}: the best found; none smaller came within {_allowed(bar, scale)} of it on the development rows."
+        near = f"came within {_allowed(bar, scale)} of it on the development rows"
+        return f"{start}: the best found; none that is smaller {near}."
     behind = max(nominees, key=lambda item: item.difference.value)
     worst, least = scale.points(-behind.difference.low), scale.points(-behind.difference.high)
     return (
