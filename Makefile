@@ -28,7 +28,7 @@ demo: .venv/.done  ## pull a model, compare it at three sizes, fit a task, write
 	$(BIN)/sizewise make quantize-gguf smollm2 --type F16 --name smollm2:f16
 	$(BIN)/sizewise make quantize-gguf smollm2:f16 --type Q2_K --name smollm2:q2_k
 	$(BIN)/sizewise compare smollm2:f16 smollm2 smollm2:q2_k --save $(OUT)/compare.json
-	$(BIN)/sizewise fit examples/sentiment.toml smollm2:f16 smollm2 smollm2:q2_k --budget 150s --save $(OUT)/fit.json
+	$(BIN)/sizewise fit examples/sentiment.toml smollm2:f16 smollm2 smollm2:q2_k --budget 220s --save $(OUT)/fit.json
 	$(BIN)/sizewise report $(OUT)/fit.json $(OUT)/compare.json -o report.html
 
 test: setup  ## all tests
