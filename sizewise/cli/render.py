@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sizewise.core.events import Listener, Progress, silent
-from sizewise.core.units import format_bytes, format_seconds
+from sizewise.core.units import format_bytes
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Column = tuple[str, str]  # heading, "left" or "right"
@@ -90,8 +90,3 @@ def _amounts(event: Progress, seconds: float) -> tuple[str, str]:
         return amount, f"{format_bytes(rate)}/s" if rate else ""
     amount = f"{event.done:.0f}" + (f" of {event.total:.0f}" if event.total else "") + f" {event.unit}"
     return amount, f"{rate:.3g}/s" if rate else ""
-
-
-def per_item(seconds: float | None) -> str:
-    """CPU time of one item for people."""
-    return format_seconds(seconds)

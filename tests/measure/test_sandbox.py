@@ -19,7 +19,7 @@ from sizewise.measure.sandbox import Limits, run_tests, why_not
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
-def contained(body: str, limits: Limits | None = None) -> None:
+def assert_contained(body: str, limits: Limits | None = None) -> None:
     """Run the body of a probe in the sandbox; it returns "contained", or what it got away with."""
     program = "def probe():\n" + textwrap.indent(textwrap.dedent(body), "    ")
     verdict = run_tests([program], "probe", tests="said = candidate()\nassert said == 'contained', said", limits=limits)
@@ -132,7 +132,7 @@ PROBES = {
 @pytest.mark.parametrize("probe", PROBES)
 def test_a_program_cannot(probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROBE_SECRET", "1234")
-    contained(PROBES[probe])
+    assert_contained(PROBES[probe])
 
 
 def test_the_probes_do_get_through_without_a_sandbox() -> None:
@@ -153,7 +153,7 @@ def test_a_program_cannot_reach_a_server_on_this_machine(family: str) -> None:
         server.settimeout(0.2)
         address = server.getsockname()
         kind = "AF_UNIX" if unix else "AF_INET"
-        contained(
+        assert_contained(
             f"""
             import socket
             try:
