@@ -1,6 +1,6 @@
 """The lm-evaluation-harness side of `eval_lm_eval.py`: run by a Python that has lm-eval, transformers and gguf.
 
-Dequantizes the same GGUF file, evaluates the given task with the `hf` backend in bf16 and prints one JSON line: seconds
+Dequantizes the same GGUF file, evaluates the given task with the `hf` backend and prints one JSON line: seconds
 to load, seconds of evaluation, and for each row the log-probabilities of the choices.
 """
 
@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="holds task.yaml")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), required=True, help="of weights and activations")
     arguments = parser.parse_args()
     import torch
     from lm_eval import simple_evaluate
@@ -26,9 +27,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
     source = {"pretrained_model_name_or_path": str(arguments.gguf.parent), "gguf_file": arguments.gguf.name}
-    weights = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16).eval()
+    weights = AutoModelForCausalLM.from_pretrained(**source, dtype=getattr(torch, arguments.dtype)).eval()
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = HFLM(pretrained=weights, tokenizer=tokenizer, device="cpu", batch_size=arguments.batch)
+    setup = {"device": "cpu", "batch_size": arguments.batch, "softmax_dtype": "float32"}  # bf16 would make ties
+    model = HFLM(pretrained=weights, tokenizer=tokenizer, **setup)
     tasks = TaskManager(include_path=str(arguments.folder), include_defaults=False)
     loaded = time.perf_counter()
     found = simple_evaluate(model=model, tasks=["rows"], task_manager=tasks, bootstrap_iters=0, log_samples=True)

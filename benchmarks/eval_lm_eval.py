@@ -1,4 +1,4 @@
-"""Time of an 8-shot classification, beside lm-evaluation-harness with its `hf` backend in bf16.
+"""Time of an 8-shot classification, beside lm-evaluation-harness with its `hf` backend, in bf16 or fp32.
 
 Same rows, same eight worked examples, same scoring (the likelier continuation wins), same weights: ours as F16 GGUF,
 the peer's dequantized from that file. Loading is left out on both sides and reported apart.
@@ -69,7 +69,9 @@ def measure_ours(gguf: Path, rows: list[dict[str, str]], threads: int) -> dict[s
     return {"load_s": loaded - began, "seconds": seconds, "rows": logprobs}
 
 
-def measure_peer(python: str, gguf: Path, rows: list[dict[str, str]], threads: int, batch: int) -> dict[str, Any]:
+def measure_peer(
+    python: str, gguf: Path, rows: list[dict[str, str]], threads: int, batch: int, dtype: str
+) -> dict[str, Any]:
     """Write the task as lm-eval wants it and run it in the peer's own Python, without network."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -77,7 +79,7 @@ def measure_peer(python: str, gguf: Path, rows: list[dict[str, str]], threads: i
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         (folder / "task.yaml").write_text(TASK.format(rows=data, labels=json.dumps(LABELS)), encoding="utf-8")
         command = [python, str(Path(__file__).with_name("_lm_eval_peer.py")), "--gguf", str(gguf.resolve())]
-        command += ["--folder", name, "--threads", str(threads), "--batch", str(batch)]
+        command += ["--folder", name, "--threads", str(threads), "--batch", str(batch), "--dtype", dtype]
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": f"{name}/cache"}
         done = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -100,10 +102,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peer-batch", type=int, default=8)
+    parser.add_argument("--peer-dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--write", type=Path, help="a JSON file for every row's log-probabilities on both sides")
     arguments = parser.parse_args()
     rows = prompts(arguments.data, arguments.rows)
     ours = measure_ours(arguments.gguf, rows, arguments.threads)
-    peer = measure_peer(arguments.peer_python, arguments.gguf, rows, arguments.threads, arguments.peer_batch)
+    batched = arguments.peer_batch, arguments.peer_dtype
+    peer = measure_peer(arguments.peer_python, arguments.gguf, rows, arguments.threads, *batched)
+    if arguments.write:
+        arguments.write.write_text(json.dumps({"ours": ours, "peer": peer}), encoding="utf-8")
     one, two = choices(ours["rows"]), choices(peer["rows"])
     same = sum(a == b for a, b in zip(one, two, strict=True)) / len(rows)
     right = [LABELS.index(row["label"]) for row in rows]
@@ -116,6 +123,7 @@ def main() -> None:
         "ratio": round(ratio, 4),
         "goal": f"ratio <= {GOAL}, same prediction on >= {AGREE:.0%}",
         "holds": ratio <= GOAL and same >= AGREE,
+        "peer_dtype": arguments.peer_dtype,
         "same_predictions": round(same, 4),
         "accuracy_ours": round(sum(a == b for a, b in zip(one, right, strict=True)) / len(rows), 4),
         "accuracy_peer": round(sum(a == b for a, b in zip(two, right, strict=True)) / len(rows), 4),
