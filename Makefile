@@ -16,10 +16,10 @@ setup: .venv/.done browser  ## the environment, alone
 	@touch $@
 
 .PHONY: browser
-browser:  ## Chromium for the tests of the report; they are skipped where it cannot be had
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium util-linux libgomp1 >/dev/null; } \
-	  || echo "no Chromium: the tests of the report's look are skipped"
+browser:  ## Chromium and a registry for the tests that need them; they are skipped where these cannot be had
+	@{ command -v chromium && command -v docker-registry; } >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium util-linux libgomp1 docker-registry >/dev/null; } \
+	  || echo "no Chromium or docker-registry: the tests that need them are skipped"
 
 demo: .venv/.done  ## pull a model, compare it at three sizes, fit a task, write report.html
 	@mkdir -p $(OUT)

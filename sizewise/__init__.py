@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sizewise.load.models import find_model, list_models
     from sizewise.load.open import open_runner
     from sizewise.load.pull import pull
-    from sizewise.load.tasks import load_task
+    from sizewise.load.tasks.file import load_task
     from sizewise.make.apply import make
     from sizewise.measure.evaluate import evaluate
     from sizewise.measure.ledger import Ledger
@@ -37,7 +37,7 @@ _HOMES = {
     "find_model": "sizewise.load.models",
     "fit": "sizewise.pick.fit",
     "list_models": "sizewise.load.models",
-    "load_task": "sizewise.load.tasks",
+    "load_task": "sizewise.load.tasks.file",
     "make": "sizewise.make.apply",
     "open_runner": "sizewise.load.open",
     "parse_reference": "sizewise.core.references",

@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from tiny_checkpoint import as_model
 
-from sizewise.load import encoder
-from sizewise.load.causal import Causal
-from sizewise.load.torch_load import load
+from sizewise.load.checkpoint import encoder
+from sizewise.load.checkpoint.causal import Causal
+from sizewise.load.checkpoint.weights import load
 
 KEY = "sk-loopback-secret"
 MODEL = "tiny:latest"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sizewise.core.model import Model
-from sizewise.load.checkpoint import inspect_checkpoint
+from sizewise.load.checkpoint.folder import inspect_checkpoint
 
 TEXT = "the quick brown fox jumps over a lazy dog. yes no positive negative question answer 0 1 2 3 4 5 6 7 8 9 é 東京 "
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"

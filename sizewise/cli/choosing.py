@@ -104,7 +104,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """Find the smallest model that does a task, and prove it on rows that no choice has seen."""
-    from sizewise.load.tasks import load_task
+    from sizewise.load.tasks.file import load_task
     from sizewise.pick.fit import fit as search
 
     limits = {
@@ -190,7 +190,7 @@ def _write(result: Any, page: Path | None, save: Path | None, *, quiet: bool) ->
     if save:
         import json
 
-        from sizewise.load.atomic import write_atomic
+        from sizewise.load.store.atomic import write_atomic
 
         write_atomic(save, [(json.dumps(result.as_json(), indent=2, ensure_ascii=False) + "\n").encode()])
     if page:

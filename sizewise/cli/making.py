@@ -112,7 +112,7 @@ def _flag(parameter: Parameter) -> inspect.Parameter:
 def _make(
     method: str, base: str | None, name: str, task: str | None, seed: int, options: dict[str, Any], json: bool
 ) -> None:
-    from sizewise.load.tasks import load_task
+    from sizewise.load.tasks.file import load_task
     from sizewise.make.apply import make
 
     loaded = load_task(task) if task else None

@@ -42,7 +42,7 @@ def evaluate(
     from sizewise.load.home import ledger_file
     from sizewise.load.models import find_model
     from sizewise.load.open import open_runner
-    from sizewise.load.tasks import load_task
+    from sizewise.load.tasks.file import load_task
     from sizewise.measure.evaluate import evaluate as measure
     from sizewise.measure.ledger import Ledger
 

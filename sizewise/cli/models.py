@@ -154,7 +154,7 @@ def copy(
 ) -> None:
     """Give a model a second name. No bytes are copied."""
     from sizewise.core.references import parse_name
-    from sizewise.load.store import Store
+    from sizewise.load.store.store import Store
 
     Store().copy(parse_name(source), parse_name(destination))
     say(f"{destination} is now another name of {source}")
@@ -165,7 +165,7 @@ def remove(
 ) -> None:
     """Remove models; files that no other model uses go too."""
     from sizewise.core.references import parse_name
-    from sizewise.load.store import Store
+    from sizewise.load.store.store import Store
 
     store = Store()
     parsed = [parse_name(name) for name in names]
@@ -281,8 +281,8 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check the store, the ledger and the machine. Leaves with 5 if something is wrong."""
-    from sizewise.load import doctor as checks
     from sizewise.load.home import ledger_file
+    from sizewise.load.store import doctor as checks
 
     problems = checks.check(deep=not quick, ledger=ledger_file(), repair=repair)
     facts = checks.environment()

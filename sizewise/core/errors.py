@@ -7,9 +7,11 @@
     │   ├── BadRow                      2   file:line and what was expected there
     │   ├── BadModel                    2   a file that should hold a model does not (cut short, unknown architecture)
     │   ├── Unsupported                 2   this model or engine cannot do what was asked
+    │   ├── TooLong                     2   a prompt does not fit the context (says both numbers)
     │   └── MissingExtra                2   an optional dependency is not installed (says which)
     ├── StateError                      3
     │   ├── Locked                      3   another process holds it
+    │   ├── Busy                        3   as many requests wait as may (says when to ask again)
     │   ├── NewerVersion                3   written by a newer sizewise
     │   └── Unreachable                 3   a hub, registry or endpoint does not answer
     ├── DoesNotFit                      4   needs more memory than there is (says need and have)
@@ -76,6 +78,17 @@ class Unsupported(UsageError):
     """The model, or the engine that runs it, cannot do what was asked of it."""
 
 
+class TooLong(UsageError):
+    """A prompt has more tokens than the context leaves room for. The message holds both numbers."""
+
+    def __init__(self, what: str, tokens: int, context: int) -> None:
+        super().__init__(
+            f"{what}: the prompt has {tokens} tokens, which exceeds the context of {context}: shorten it, ask for a "
+            "larger context, or ask to truncate"
+        )
+        self.tokens, self.context = tokens, context
+
+
 class MissingExtra(UsageError):
     """An optional dependency is needed: `extra` is the name to put in `pip install 'sizewise[extra]'`."""
 
@@ -91,6 +104,14 @@ class StateError(SizewiseError):
 
 class Locked(StateError):
     """Another process is at work on the same thing."""
+
+
+class Busy(StateError):
+    """All places, working and waiting, are taken. `retry_after_s` says when to ask again."""
+
+    def __init__(self, what: str, retry_after_s: int = 1) -> None:
+        super().__init__(f"{what} is busy: as many requests wait as may; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
 
 
 class NewerVersion(StateError):

@@ -8,9 +8,9 @@ from sizewise.core.digests import canonical, digest_of_json
 from sizewise.core.errors import BadModel, SizewiseError
 from sizewise.core.model import Model, ModelKind
 from sizewise.core.recipe import Lineage
-from sizewise.load import atomic
-from sizewise.load.manifest import read_json
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.manifest import read_json
+from sizewise.load.store.store import Store
 
 GGUF_FILE = "model.gguf"
 FACTS = ("architecture", "parameters", "quantization", "context_length", "embedding_length")
@@ -22,7 +22,7 @@ def facts_of_gguf(path: Path) -> dict[str, Any]:
     Raises:
         BadModel: the file is no GGUF, is cut short, or is of an unknown architecture.
     """
-    from sizewise.load.gguf_file import read_gguf
+    from sizewise.load.gguf.file import read_gguf
 
     info = read_gguf(path)
     return {key: getattr(info, key) for key in FACTS}
@@ -30,7 +30,7 @@ def facts_of_gguf(path: Path) -> dict[str, Any]:
 
 def license_of_gguf(path: Path) -> str:
     """The licence that the header names, or nothing."""
-    from sizewise.load.gguf_file import read_gguf
+    from sizewise.load.gguf.file import read_gguf
 
     text = read_gguf(path).metadata.get("general.license")
     return text if isinstance(text, str) else ""
@@ -43,7 +43,7 @@ def facts_of_folder(folder: Path) -> tuple[ModelKind, dict[str, Path], dict[str,
         BadModel: no checkpoint is there.
         Unsafe: only pickled weights, or code of its own.
     """
-    from sizewise.load.checkpoint import inspect_checkpoint
+    from sizewise.load.checkpoint.folder import inspect_checkpoint
 
     info = inspect_checkpoint(folder)
     facts = {key: getattr(info, key, None) for key in FACTS} | {"quantization": info.dtype}

@@ -31,8 +31,8 @@ from sizewise.load.facts import (
     in_place,
     remembered,
 )
-from sizewise.load.manifest import Layer, Manifest, read_json
-from sizewise.load.store import Store
+from sizewise.load.store.manifest import Layer, Manifest, read_json
+from sizewise.load.store.store import Store
 
 OLLAMA, OURS = "application/vnd.ollama.image.", "application/vnd.sizewise."
 FILE_TYPE, LINEAGE_TYPE, TEMPLATE_TYPE = OURS + "file", OURS + "lineage+json", OURS + "template"

@@ -4,7 +4,7 @@ from sizewise.core.errors import UnknownName, Unsupported
 from sizewise.core.model import Model
 from sizewise.load.models import find_model
 from sizewise.load.runner import Options, Runner
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 
 ENGINES = {
     "gguf": ("llamacpp", "torch"),

@@ -22,11 +22,11 @@ from sizewise.core.references import (
     parse_name,
     parse_reference,
 )
-from sizewise.load import atomic
 from sizewise.load.catalogue import Entry, entries
 from sizewise.load.models import find_model, save_model
 from sizewise.load.sources import Found
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.store import Store
 
 _QUANTIZATION = re.compile(r"[._-]((?:UD-)?I?Q[0-9]\w*|BF16|F16|F32|MXFP4)$", re.IGNORECASE)
 

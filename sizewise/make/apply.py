@@ -16,10 +16,10 @@ from sizewise.core.params import validate
 from sizewise.core.recipe import Lineage, Recipe, RecipeStep
 from sizewise.core.references import parse_name, parse_reference
 from sizewise.core.task import Item, Task
-from sizewise.load.atomic import storage_errors, temporary
 from sizewise.load.linear_model import ENCODER_PREFIX
 from sizewise.load.models import find_model, save_model
-from sizewise.load.store import Store
+from sizewise.load.store.atomic import storage_errors, temporary
+from sizewise.load.store.store import Store
 from sizewise.make.method import Made, kind_of, methods, wants
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sizewise.load.gguf_file import GgufInfo, TensorInfo
-from sizewise.load.gguf_types import BY_NAME, GgmlType
+from sizewise.load.gguf.file import GgufInfo, TensorInfo
+from sizewise.load.gguf.types import BY_NAME, GgmlType
 
 Part = Literal["embedding", "output", "attn_v", "attn_k", "attn_output", "ffn_down", "other"]
 When = Literal["always", "grouped", "first 2", "first 4", "first sixteenth", "first eighth", "edges and every third"]

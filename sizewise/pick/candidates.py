@@ -18,7 +18,7 @@ from sizewise.core.task import Task
 from sizewise.load.linear_model import LinearModel
 from sizewise.load.models import find_model, list_models
 from sizewise.load.pull import pull
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 from sizewise.make.apply import make
 from sizewise.pick.trial import CandidateKind, Trial
 

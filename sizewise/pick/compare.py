@@ -22,7 +22,7 @@ from sizewise.load.runner import Runner
 
 if TYPE_CHECKING:
     from sizewise.core.model import Model
-    from sizewise.load.store import Store
+    from sizewise.load.store.store import Store
 
 OWN = Path(__file__).with_name("instructions.toml")
 _WARM_UP = "Name three colours."
@@ -345,7 +345,7 @@ def _notes(models: Sequence["Model"]) -> list[str]:
 
 def _has_template(model: "Model") -> bool:
     """True where a chat template is stored with the model or in its files."""
-    from sizewise.load.gguf_file import read_gguf
+    from sizewise.load.gguf.file import read_gguf
 
     if model.template or "chat_template.jinja" in model.files:
         return True

@@ -17,7 +17,7 @@ from sizewise.core.results import Bar, Decision, Difference, FitResult, Interval
 from sizewise.core.task import Task
 from sizewise.load.models import find_model
 from sizewise.load.open import open_runner
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 from sizewise.measure.evaluate import evaluate
 from sizewise.measure.ledger import Ledger
 from sizewise.measure.machine import fingerprint

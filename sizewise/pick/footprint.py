@@ -15,7 +15,7 @@ from pathlib import Path
 from sizewise.core.errors import EngineFailed
 from sizewise.core.measurement import Measurement
 from sizewise.core.model import Model
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 from sizewise.measure.meters.memory import memory
 
 _GRACE_S = 10.0  # to close an encoder

@@ -20,7 +20,7 @@ from sizewise.core.task import Item, Task
 from sizewise.core.units import format_seconds
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Runner
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 from sizewise.measure.evaluate import evaluate
 from sizewise.measure.ledger import Ledger
 from sizewise.measure.meters.memory import memory

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sizewise.core.errors import BadModel, Unsafe
-from sizewise.load.checkpoint import inspect_checkpoint, read_safetensors_header
+from sizewise.load.checkpoint.folder import inspect_checkpoint, read_safetensors_header
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "max_position_embeddings": 64}
 
@@ -235,7 +235,7 @@ def test_describes_minilm(minilm: Path) -> None:
 
 
 def test_needs_no_torch(tmp_path: Path, fresh_python: Callable[[str], str]) -> None:
-    code = f"from sizewise.load.checkpoint import inspect_checkpoint as i; i({str(make(tmp_path / 'm'))!r})"
+    code = f"from sizewise.load.checkpoint.folder import inspect_checkpoint as i; i({str(make(tmp_path / 'm'))!r})"
     assert "torch" not in fresh_python(code).split()
 
 

@@ -10,9 +10,9 @@ from tiny_checkpoint import as_model, write_encoder
 
 from sizewise.core.errors import Unsupported
 from sizewise.core.requests import GenerateRequest
+from sizewise.load.checkpoint.weights import load
 from sizewise.load.runner import Options
 from sizewise.load.runners.torch import Torch
-from sizewise.load.torch_load import load
 
 POOLED = {
     "mean_tokens": lambda hidden: hidden.mean(0),
@@ -27,7 +27,7 @@ POOLED = {
 def test_embed_equals_pooling_by_hand(tmp_path: Path, pooling: str) -> None:
     from transformers import BertModel, PreTrainedTokenizerFast
 
-    from sizewise.load.encoder import embed
+    from sizewise.load.checkpoint.encoder import embed
 
     folder = write_encoder(tmp_path / "bert", pooling=pooling, longest=16)
     files = {name: str(path) for name, path in as_model(folder).files.items()}

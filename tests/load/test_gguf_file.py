@@ -13,8 +13,8 @@ import pytest
 from tiny_gguf import TEMPLATE, tokens, write_tiny_llama
 
 from sizewise.core.errors import BadModel, StorageError
-from sizewise.load import gguf_types
-from sizewise.load.gguf_file import ArrayRef, read_gguf
+from sizewise.load.gguf import types as gguf_types
+from sizewise.load.gguf.file import ArrayRef, read_gguf
 
 Key = tuple[str, int, bytes]
 Tensor = tuple[str, tuple[int, ...], int, int]  # name, shape, type, offset

@@ -11,10 +11,10 @@ from tiny_gguf import write_tiny_llama
 
 from sizewise.core.errors import DiskFull
 from sizewise.core.events import Progress
-from sizewise.load import atomic
-from sizewise.load.gguf_file import GgufInfo, TensorInfo, read_gguf
-from sizewise.load.gguf_types import BY_NAME, GgmlType
-from sizewise.load.gguf_write import copy_gguf, packed_rows
+from sizewise.load.gguf.file import GgufInfo, TensorInfo, read_gguf
+from sizewise.load.gguf.types import BY_NAME, GgmlType
+from sizewise.load.gguf.write import copy_gguf, packed_rows
+from sizewise.load.store import atomic
 
 
 def halved(info: GgufInfo) -> tuple[dict[str, GgmlType], list[str]]:

@@ -14,10 +14,11 @@ import torch
 from tiny_gguf import write_tiny_llama
 
 from sizewise.core.errors import BadModel, EngineFailed, StateError, UsageError
-from sizewise.load import llama_c, llama_score
-from sizewise.load.llama_c import ModelParams, check_defaults, library, quantize_rows
-from sizewise.load.llama_model import NativeContext, NativeModel
-from sizewise.load.llama_score import Scorer, Span, encode, split_pair
+from sizewise.load.llama import c as llama_c
+from sizewise.load.llama import score as llama_score
+from sizewise.load.llama.c import ModelParams, check_defaults, library, quantize_rows
+from sizewise.load.llama.model import NativeContext, NativeModel
+from sizewise.load.llama.score import Scorer, Span, encode, split_pair
 from sizewise.load.templates import GUARD
 
 Transformer = Any

@@ -14,7 +14,7 @@ from sizewise.core.errors import BadModel, DigestMismatch, DiskFull, UnknownName
 from sizewise.core.events import Progress
 from sizewise.load.models import find_model
 from sizewise.load.pull import pull
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sizewise.load import pull as pull_module
 from sizewise.load.catalogue import Entry
 from sizewise.load.models import find_model
 from sizewise.load.pull import default_name, pull
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 
 
 @pytest.fixture

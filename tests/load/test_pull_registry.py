@@ -24,7 +24,7 @@ from sizewise.load.pull import pull
 from sizewise.load.sources import registry as registry_module
 from sizewise.load.sources import web as web_module
 from sizewise.load.sources.web import Web, is_loopback
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sizewise.core.errors import BadRow, SizewiseError, UsageError
-from sizewise.load.rows import read_rows
+from sizewise.load.tasks.rows import read_rows
 
 
 def write(path: Path, data: bytes) -> Path:

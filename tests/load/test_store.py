@@ -21,8 +21,8 @@ from sizewise.core.errors import (
     UsageError,
 )
 from sizewise.core.references import NameRef, parse_name
-from sizewise.load.layout import check_digest, check_file_name
-from sizewise.load.store import Layer, Store
+from sizewise.load.store.layout import check_digest, check_file_name
+from sizewise.load.store.store import Layer, Store
 
 WEIGHTS = "application/vnd.ollama.image.model"
 

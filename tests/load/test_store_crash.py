@@ -17,14 +17,14 @@ from tiny_models import write_gguf, write_wheel
 from sizewise.core.errors import DiskFull
 from sizewise.core.recipe import Lineage
 from sizewise.core.references import parse_name
-from sizewise.load import atomic
-from sizewise.load.doctor import check
 from sizewise.load.models import find_model, list_models, save_model
 from sizewise.load.pull import pull
-from sizewise.load.store import Layer, Store
+from sizewise.load.store import atomic
+from sizewise.load.store.doctor import check
+from sizewise.load.store.store import Layer, Store
 
 PULL = "import sys; from sizewise.load.pull import pull; print(pull(sys.argv[1], name='tiny').digest)"
-REMOVE = "from sizewise.load.store import Store; from sizewise.core.references import parse_name as n; "
+REMOVE = "from sizewise.load.store.store import Store; from sizewise.core.references import parse_name as n; "
 REMOVE += "Store().remove(n('tiny'))"
 
 
@@ -157,7 +157,7 @@ import random, sys
 from pathlib import Path
 from sizewise.core.errors import Locked, StorageError, UnknownName
 from sizewise.core.references import parse_name
-from sizewise.load.store import Layer, Store
+from sizewise.load.store.store import Layer, Store
 store, chance = Store(), random.Random(int(sys.argv[1]))
 for _ in range(40):
     name = parse_name(f"m{chance.randrange(4)}")

@@ -10,12 +10,12 @@ from tiny_models import write_gguf
 
 from sizewise.core.errors import DigestMismatch, SizewiseError
 from sizewise.core.recipe import Lineage
-from sizewise.load import atomic
-from sizewise.load.doctor import check, environment
 from sizewise.load.models import find_model, list_models
 from sizewise.load.models import save_model as save
 from sizewise.load.pull import pull
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.doctor import check, environment
+from sizewise.load.store.store import Store
 
 
 @pytest.fixture

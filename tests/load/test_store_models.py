@@ -22,7 +22,7 @@ from sizewise.core.recipe import Lineage, Recipe, RecipeStep
 from sizewise.core.references import parse_name
 from sizewise.load.catalogue import entries
 from sizewise.load.models import find_model, list_models, save_model
-from sizewise.load.store import Layer, Store
+from sizewise.load.store.store import Layer, Store
 
 NONE = Lineage(recipe=None)
 

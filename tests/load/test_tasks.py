@@ -8,7 +8,7 @@ import pytest
 
 from sizewise.core.errors import BadRow, SizewiseError, UnknownName, UsageError
 from sizewise.core.task import Item, changed, fill_prompt, parse_number, placeholders
-from sizewise.load.tasks import KEYS, load_task
+from sizewise.load.tasks.file import KEYS, load_task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROWS: dict[str, dict[str, Any]] = {
@@ -271,7 +271,7 @@ def test_a_program_may_make_the_task(tmp_path: Path) -> None:
     assert (task.name, task.labels, len(task.splits["train"])) == ("parity", ("even", "odd"), 10)
     assert load_task(path).digest == task.digest
     path.write_text(
-        "from sizewise.load.tasks import load_task\n"
+        "from sizewise.load.tasks.file import load_task\n"
         f"def task():\n    return load_task({str(EXAMPLES / 'boolq.toml')!r})\n"
     )
     assert load_task(path) == load_task(EXAMPLES / "boolq.toml")

@@ -15,12 +15,12 @@ from tiny_gguf import write_tiny_llama
 from sizewise.core.errors import BadModel, DoesNotFit, EngineFailed, Unsafe, Unsupported, UsageError
 from sizewise.core.model import Model
 from sizewise.core.requests import GenerateRequest, Message, Sampling, ScoreRequest
-from sizewise.load import causal
-from sizewise.load.causal import Causal
+from sizewise.load.checkpoint import causal
+from sizewise.load.checkpoint.causal import Causal
+from sizewise.load.checkpoint.weights import load
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Options
 from sizewise.load.runners.torch import Torch
-from sizewise.load.torch_load import load
 
 SHOTS = "question: the quick brown fox 1 2 3\nanswer: yes\n\nquestion: a lazy dog jumps 東京\nanswer: no\n\n"
 REQUESTS = [

@@ -17,9 +17,9 @@ from sizewise.core.events import Progress
 from sizewise.core.recipe import Recipe, RecipeStep
 from sizewise.core.registry import Registry
 from sizewise.core.task import Item, Task
-from sizewise.load import atomic
 from sizewise.load.models import find_model, list_models
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.store import Store
 from sizewise.make import apply
 from sizewise.make.apply import make
 from sizewise.make.method import head_method, kind_of, methods, model_method, wants
@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_no_trace(base: str, store: Store, monkeypatch: pytes
 def test_killed_anywhere_the_same_command_works_afterwards(fault: str, base: str, store: Store) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from sizewise.load.store import Store; from sizewise.make.apply import make\n"
+        "from sizewise.load.store.store import Store; from sizewise.make.apply import make\n"
         "make('quantize-gguf', sys.argv[1], name='x', options={'type': 'Q8_0'}, store=Store(Path(sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, base, str(store.root)]

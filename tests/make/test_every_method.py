@@ -18,7 +18,7 @@ from sizewise.core.task import Item, Task
 from sizewise.load.models import find_model, list_models
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Options
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 from sizewise.make.apply import make
 from sizewise.make.method import WANTED, kind_of, methods, wants
 

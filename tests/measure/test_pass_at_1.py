@@ -97,7 +97,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_answer() -> None:
 
 
 def test_every_example_task_of_human_eval_is_solved_by_its_own_solution() -> None:
-    from sizewise.load.tasks import load_task
+    from sizewise.load.tasks.file import load_task
     from sizewise.measure.metric import metric_for
 
     task = load_task(Path(__file__).parents[2] / "examples" / "humaneval.toml")

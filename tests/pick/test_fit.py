@@ -19,8 +19,8 @@ from sizewise.core.model import Model
 from sizewise.core.results import Bar, Candidate, Evaluation, FitResult, Interval, Outcome
 from sizewise.core.task import Item, Task
 from sizewise.load.models import find_model
-from sizewise.load.store import Store
-from sizewise.load.tasks import load_task
+from sizewise.load.store.store import Store
+from sizewise.load.tasks.file import load_task
 from sizewise.measure.ledger import Ledger
 from sizewise.measure.metric import metric_for
 from sizewise.pick.candidates import field_of
@@ -287,7 +287,7 @@ def test_per_class_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
 
 PROGRAM = """
 import json, sys
-from sizewise.load.tasks import load_task
+from sizewise.load.tasks.file import load_task
 from sizewise.pick.fit import fit
 result = fit(load_task(sys.argv[1]), models=[sys.argv[2]])
 body = result.as_json()

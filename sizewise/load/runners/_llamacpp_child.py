@@ -16,10 +16,10 @@ import numpy as np
 from sizewise.core.errors import DoesNotFit, EngineFailed
 from sizewise.core.units import format_bytes
 from sizewise.load.child import Host
-from sizewise.load.llama_c import log_to
-from sizewise.load.llama_embed import Embedder
-from sizewise.load.llama_model import NativeModel
-from sizewise.load.llama_score import PACK_TOKENS, Scorer, encode
+from sizewise.load.llama.c import log_to
+from sizewise.load.llama.embed import Embedder
+from sizewise.load.llama.model import NativeModel
+from sizewise.load.llama.score import PACK_TOKENS, Scorer, encode
 from sizewise.load.templates import unguarded
 
 _SPARE_BYTES = 96 << 20  # graphs, logits and scratch of a small model; the weights and the cache are counted apart

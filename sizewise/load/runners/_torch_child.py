@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from sizewise.core.errors import EngineFailed
-from sizewise.load import encoder
-from sizewise.load.causal import Causal
+from sizewise.load.checkpoint import encoder
+from sizewise.load.checkpoint.causal import Causal
+from sizewise.load.checkpoint.weights import Loaded, load
 from sizewise.load.child import Host
-from sizewise.load.torch_load import Loaded, load
 
 
 class Server:

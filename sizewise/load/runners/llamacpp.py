@@ -24,9 +24,9 @@ from sizewise.core.requests import (
     TextScore,
 )
 from sizewise.load.child import Child
-from sizewise.load.gguf_file import GgufInfo, read_gguf
-from sizewise.load.llama_c import WANTED
-from sizewise.load.llama_stream import Connections, complete
+from sizewise.load.gguf.file import GgufInfo, read_gguf
+from sizewise.load.llama.c import WANTED
+from sizewise.load.llama.stream import Connections, complete
 from sizewise.load.runner import Ability, Options
 from sizewise.load.templates import prompt_form, render_chat, render_without_template
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sizewise.core.errors import BadModel
 from sizewise.core.model import ModelKind
-from sizewise.load import atomic
 from sizewise.load.facts import GGUF_FILE, facts_of_folder, license_of_gguf
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

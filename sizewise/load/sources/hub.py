@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from sizewise.core.errors import DigestMismatch, DiskFull, SizewiseError, UnknownName, Unreachable, Unsafe, UsageError
 from sizewise.core.events import Listener, Progress
 from sizewise.core.references import HubRef
-from sizewise.load import atomic
 from sizewise.load.facts import GGUF_FILE
-from sizewise.load.layout import check_file_name
 from sizewise.load.sources import Found, found_at
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.layout import check_file_name
+from sizewise.load.store.store import Store
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling

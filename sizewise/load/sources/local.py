@@ -7,7 +7,7 @@ from pathlib import Path
 from sizewise.core.events import Listener
 from sizewise.core.references import PathRef
 from sizewise.load.sources import Found, found_at
-from sizewise.load.store import Store
+from sizewise.load.store.store import Store
 
 
 @contextlib.contextmanager

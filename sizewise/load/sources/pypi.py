@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from sizewise.core.errors import BadModel, DiskFull, StorageError, UnknownName, Unreachable
 from sizewise.core.events import Listener, Progress
 from sizewise.core.references import PypiRef
-from sizewise.load import atomic
-from sizewise.load.layout import check_file_name
 from sizewise.load.sources import Found, found_at, scratch
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.layout import check_file_name
+from sizewise.load.store.store import Store
 
 _SUFFIXES = {".gguf", ".safetensors", ".json", ".txt", ".model", ".jinja"}
 _MOST_BYTES = 200 * 10**9

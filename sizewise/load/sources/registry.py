@@ -16,12 +16,12 @@ from sizewise.core.errors import (
 )
 from sizewise.core.events import Listener, Progress
 from sizewise.core.references import NameRef, OllamaRef
-from sizewise.load import atomic
 from sizewise.load.facts import facts_of_gguf
-from sizewise.load.manifest import MANIFEST_TYPE, Layer, Manifest, layers_of, parse_manifest
 from sizewise.load.models import base_url
 from sizewise.load.sources.web import Web, read_limited
-from sizewise.load.store import Store
+from sizewise.load.store import atomic
+from sizewise.load.store.manifest import MANIFEST_TYPE, Layer, Manifest, layers_of, parse_manifest
+from sizewise.load.store.store import Store
 
 _ACCEPT = f"{MANIFEST_TYPE}, application/vnd.oci.image.manifest.v1+json"
 _TRIES = 6  # in a row without a single new byte

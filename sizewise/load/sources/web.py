@@ -10,7 +10,7 @@ import httpx
 
 from sizewise import __version__
 from sizewise.core.errors import Unreachable, Unsafe
-from sizewise.load.layout import MANIFEST_LIMIT
+from sizewise.load.store.layout import MANIFEST_LIMIT
 
 STALL_S = 30.0  # a connection on which nothing arrives for so long is given up and tried again
 _REDIRECTS = (301, 302, 303, 307, 308)

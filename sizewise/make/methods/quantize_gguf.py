@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from sizewise.core.errors import BadModel, Unsupported, UsageError
 from sizewise.core.events import Listener
 from sizewise.core.model import Model
-from sizewise.load.gguf_file import GgufInfo, TensorInfo, read_gguf
-from sizewise.load.gguf_types import BY_NAME, GgmlType
-from sizewise.load.gguf_write import copy_gguf, packed_rows
+from sizewise.load.gguf.file import GgufInfo, TensorInfo, read_gguf
+from sizewise.load.gguf.types import BY_NAME, GgmlType
+from sizewise.load.gguf.write import copy_gguf, packed_rows
 from sizewise.make.gguf_mix import MIXES, assign, average_bits, may_change
 from sizewise.make.method import Made, model_method
 
@@ -153,7 +153,7 @@ def pack(weights: NDArray[np.float32], kind: GgmlType, name: str) -> bytes:
         nearest_even = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return nearest_even.astype("<u2").tobytes()
 
-    from sizewise.load.llama_c import quantize_rows
+    from sizewise.load.llama.c import quantize_rows
 
     return quantize_rows(weights, kind.code, threads=1)
 

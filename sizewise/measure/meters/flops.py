@@ -59,7 +59,7 @@ def flops_of(shape: Shape, positions: int) -> float:
 
 
 def _shape_of_gguf(model: Model) -> Shape | None:
-    from sizewise.load.gguf_file import read_gguf
+    from sizewise.load.gguf.file import read_gguf
 
     info = read_gguf(next(iter(model.files.values())))
     elements = {tensor.name: tensor.elements for tensor in info.tensors}

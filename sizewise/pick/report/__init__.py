@@ -11,7 +11,7 @@ from typing import Any
 from sizewise import __version__
 from sizewise.core.errors import UsageError
 from sizewise.core.results import Comparison, FitResult
-from sizewise.load.atomic import write_atomic
+from sizewise.load.store.atomic import write_atomic
 from sizewise.pick.report.answers import plainly
 from sizewise.pick.report.comparison_view import ComparisonView, comparison_view
 from sizewise.pick.report.fit_view import KINDS, STATUS, FitView, fit_view

@@ -13,8 +13,8 @@ from tiny_gguf import write_tiny_llama
 from sizewise.core.errors import BadModel, Unsupported, UsageError
 from sizewise.core.events import silent
 from sizewise.core.model import Model
-from sizewise.load.gguf_file import ArrayRef, GgufInfo, TensorInfo, read_gguf
-from sizewise.load.gguf_types import BY_NAME
+from sizewise.load.gguf.file import ArrayRef, GgufInfo, TensorInfo, read_gguf
+from sizewise.load.gguf.types import BY_NAME
 from sizewise.make.gguf_mix import MIXES, assign, average_bits, fitting, may_change
 from sizewise.make.method import Made
 from sizewise.make.methods.quantize_gguf import Type, quantize_gguf
@@ -263,8 +263,8 @@ def test_weights_that_no_type_holds(value: float, error: type[Exception], says: 
 
 def log_probabilities(path: Path, sequence: list[int]) -> NDArray[np.float64]:
     """(tokens, vocabulary) log-probabilities, from the engine itself."""
-    from sizewise.load.llama_c import log_to
-    from sizewise.load.llama_model import NativeContext, NativeModel
+    from sizewise.load.llama.c import log_to
+    from sizewise.load.llama.model import NativeContext, NativeModel
 
     log_to(lambda level, text: None)
     model = NativeModel(path)

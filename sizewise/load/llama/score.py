@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sizewise.core.errors import Unsupported, UsageError
 from sizewise.core.requests import Score, TextScore
-from sizewise.load.llama_model import NativeContext, NativeModel
+from sizewise.load.llama.model import NativeContext, NativeModel
 from sizewise.load.templates import split_guarded
 
 PACK_TOKENS = 512  # new tokens in one pack: enough for full speed, few enough that attention does not look at others

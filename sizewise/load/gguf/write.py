@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sizewise.core.events import Listener, Progress, silent
-from sizewise.load import gguf_types as gt
-from sizewise.load.atomic import require_space, write_atomic
-from sizewise.load.gguf_file import GgufInfo, TensorInfo
+from sizewise.load.gguf import types as gt
+from sizewise.load.gguf.file import GgufInfo, TensorInfo
+from sizewise.load.store.atomic import require_space, write_atomic
 
 _U32, _U64 = Struct("<I"), Struct("<Q")
 _FILE_TYPE, _VERSION_KEY = "general.file_type", "general.quantization_version"

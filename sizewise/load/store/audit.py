@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 from sizewise.core.errors import SizewiseError
-from sizewise.load.atomic import TEMPORARY, read_chunks
-from sizewise.load.layout import check_digest
-from sizewise.load.manifest import Problem
-from sizewise.load.store import GRACE_S, Store
+from sizewise.load.store.atomic import TEMPORARY, read_chunks
+from sizewise.load.store.layout import check_digest
+from sizewise.load.store.manifest import Problem
+from sizewise.load.store.store import GRACE_S, Store
 
 
 def audit(store: Store, *, deep: bool, grace_s: float = GRACE_S) -> list[Problem]:

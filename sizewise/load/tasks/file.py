@@ -19,8 +19,8 @@ from typing import Any, get_args
 
 from sizewise.core.errors import BadRow, SizewiseError, UnknownName, UsageError
 from sizewise.core.task import Format, Item, Kind, Split, Task, changed, placeholders
-from sizewise.load.items import Roles, items_of
-from sizewise.load.rows import Row, open_file, read_rows
+from sizewise.load.tasks.items import Roles, items_of
+from sizewise.load.tasks.rows import Row, open_file, read_rows
 
 _EVERY = ("name", "kind", "train", "dev", "test", "input", "prompt", "format", "metric", "system", "where")
 _SHOTS = ("shots", "seed", "separator", "answer_prefix")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sizewise.core.errors import UsageError
-from sizewise.load.decode import Answer, Tell, decode
+from sizewise.load.checkpoint.decode import Answer, Tell, decode
 from sizewise.load.templates import split_guarded
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}  # new tokens in one forward pass

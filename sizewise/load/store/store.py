@@ -20,10 +20,10 @@ from sizewise.core.digests import canonical, digest_of_bytes
 from sizewise.core.errors import BadModel, DigestMismatch, SizewiseError, StorageError, UnknownName
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.core.references import NameRef
-from sizewise.load import atomic
 from sizewise.load.home import models_folder
-from sizewise.load.layout import MANIFEST_LIMIT, Layout, check_digest
-from sizewise.load.manifest import (
+from sizewise.load.store import atomic
+from sizewise.load.store.layout import MANIFEST_LIMIT, Layout, check_digest
+from sizewise.load.store.manifest import (
     CONFIG_TYPE,
     LIST_TYPE,
     MANIFEST_TYPE,
@@ -218,7 +218,7 @@ class Store:
             BadModel: a manifest cannot be read, so what it uses is unknown; nothing is removed.
             Locked: another process is writing.
         """
-        from sizewise.load.audit import leftovers
+        from sizewise.load.store.audit import leftovers
 
         with atomic.locked(self.layout.lock, exclusive=True):
             paths = leftovers(self, grace_s=grace_s)
@@ -229,7 +229,7 @@ class Store:
 
     def verify(self, deep: bool = True) -> builtins.list[Problem]:
         """Everything wrong in the store; `deep` reads all data to compare digests."""
-        from sizewise.load.audit import audit
+        from sizewise.load.store.audit import audit
 
         return audit(self, deep=deep)
 

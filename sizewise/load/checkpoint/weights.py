@@ -15,7 +15,7 @@ import torch
 
 from sizewise.core.errors import BadModel, DoesNotFit, MissingExtra, Unsafe, UsageError
 from sizewise.core.units import format_bytes
-from sizewise.load.encoder import pooling_of
+from sizewise.load.checkpoint.encoder import pooling_of
 
 GGUF = "model.gguf"
 _SMALL = 100_000_000  # below so many weights bfloat16 gains nothing on a CPU
@@ -126,7 +126,7 @@ def _forget_sampling(model: Any, tokenizer: Any) -> None:
 
 def _limit(folder: Path, config: Any, tokenizer: Any, context: int | None, *, encoder: bool) -> int:
     """Tokens that fit into the model."""
-    from sizewise.load.checkpoint import read_json
+    from sizewise.load.checkpoint.folder import read_json
 
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)

@@ -11,9 +11,9 @@ from typing import Any
 
 from sizewise import __version__
 from sizewise.core.errors import SizewiseError
-from sizewise.load.audit import audit
-from sizewise.load.manifest import Problem
-from sizewise.load.store import GRACE_S, Store
+from sizewise.load.store.audit import audit
+from sizewise.load.store.manifest import Problem
+from sizewise.load.store.store import GRACE_S, Store
 
 _ENGINES = ("xllamacpp", "torch", "transformers", "gguf", "tokenizers", "safetensors", "huggingface-hub", "ray")
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sizewise.core.errors import UsageError
-from sizewise.load.llama_model import NativeContext, NativeModel
-from sizewise.load.llama_score import Done
+from sizewise.load.llama.model import NativeContext, NativeModel
+from sizewise.load.llama.score import Done
 
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
 _SEQUENCES = 32

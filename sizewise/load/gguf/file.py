@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sizewise.core.errors import BadModel, UnknownName
-from sizewise.load import gguf_types as gt
-from sizewise.load.gguf_bytes import U32, U64, Cursor, guess_format, mapped
+from sizewise.load.gguf import types as gt
+from sizewise.load.gguf.raw import U32, U64, Cursor, guess_format, mapped
 
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17

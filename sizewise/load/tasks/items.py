@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from sizewise.core.errors import BadRow
 from sizewise.core.task import Item, Kind, Split, parse_number
-from sizewise.load.rows import Row
+from sizewise.load.tasks.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

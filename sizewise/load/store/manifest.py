@@ -7,7 +7,7 @@ from typing import Any
 
 from sizewise.core.errors import BadModel
 from sizewise.core.references import NameRef
-from sizewise.load.layout import MANIFEST_LIMIT, check_digest, check_file_name
+from sizewise.load.store.layout import MANIFEST_LIMIT, check_digest, check_file_name
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 LIST_TYPE = "application/vnd.ollama.manifest.list.v2+json"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sizewise.core.errors import BadModel, EngineFailed
-from sizewise.load.llama_c import WANTED, Batch, library
+from sizewise.load.llama.c import WANTED, Batch, library
 
 
 class NativeModel:

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: what a folder holds, and its model in torch."""

@@ -1,0 +1,1 @@
+"""GGUF files: read, checked before the engine sees them, and written."""

@@ -1,0 +1,1 @@
+"""The store: blobs, manifests, names, and the checks of all three."""

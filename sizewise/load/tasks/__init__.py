@@ -1,0 +1,1 @@
+"""Task files and their rows."""

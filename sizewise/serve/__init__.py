@@ -1,0 +1,1 @@
+"""HTTP: a manager of loaded models, the wire formats that teams already call, and a web page."""

@@ -1,0 +1,1 @@
+"""Endpoints: read a body, call one thing, write the answer."""
