@@ -1,4 +1,4 @@
-"""A loaded model as the HTTP side sees it: `native.py` is one over the engine's server, `generic.py` over any runner."""
+"""A loaded model as HTTP sees it: `native.py` is one over the engine's server, `generic.py` one over any runner."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Protocol
