@@ -98,6 +98,7 @@ def fit(
     max_memory: Annotated[str | None, typer.Option(help="Most memory, such as 500MB.")] = None,
     max_disk: Annotated[str | None, typer.Option(help="Largest model, such as 100MB.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the search, such as 5m. Default: no limit.")] = None,
+    usd_per_hour: Hourly = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the splits and intervals.")] = 0,
     report: Report = None,
     save: Save = None,
@@ -120,6 +121,7 @@ def fit(
             bar=_bar(at_least, margin, reference),
             limits=limits,
             budget_s=parse_seconds(budget) if budget else None,
+            usd_per_hour=usd_per_hour,
             seed=seed,
             listen=listen,
         )

@@ -51,6 +51,7 @@ def fit(
     bar: Bar = Bar(margin=MARGIN),  # noqa: B008 (frozen)
     limits: Mapping[str, float | None] | None = None,
     budget_s: float | None = None,
+    usd_per_hour: float | None = None,
     seed: int = 0,
     store: Store | None = None,
     ledger: Ledger | None = None,
@@ -66,6 +67,7 @@ def fit(
         bar: what the model must reach; by default within 2 points of the best candidate found.
         limits: `latency_s` (median, one item at a time), `memory_bytes`, `bytes` on disk; None or absent: no limit.
         budget_s: seconds for the whole search; what it then finds depends on the machine's speed.
+        usd_per_hour: price of this machine, for the money that each candidate costs; None: no money is told.
         seed: of the development split, the order of looks and the heads.
         store: None: the user's store.
         ledger: None: the user's ledger.
@@ -87,7 +89,7 @@ def fit(
     finally:
         if own:
             own.close()
-    return _result(task, race, decision, [note, *field.notes, *notes], models)
+    return _result(task, race, decision, [note, *field.notes, *notes], models, usd_per_hour)
 
 
 def _check(bar: Bar, limits: Mapping[str, float | None], budget_s: float | None) -> None:
@@ -281,7 +283,12 @@ def _explain(race: Race, nominated: Sequence[Trial], nominees: Sequence[Nominee]
 
 
 def _result(
-    task: Task, race: Race, decision: Decision, notes: Sequence[str], models: Sequence[str] | None
+    task: Task,
+    race: Race,
+    decision: Decision,
+    notes: Sequence[str],
+    models: Sequence[str] | None,
+    usd_per_hour: float | None,
 ) -> FitResult:
     shown = ordered(race.task.splits["test"], race.seed) + list(race.rows)
     warnings = {warning: None for trial in race.trials for warning in trial.warnings}
@@ -291,7 +298,7 @@ def _result(
         metric=task.metric,
         decision=decision,
         bar=race.bar,
-        candidates=(*(trial.as_candidate(race.task, shown) for trial in race.trials), *race.left_out),
+        candidates=(*(trial.as_candidate(race.task, shown, usd_per_hour) for trial in race.trials), *race.left_out),
         machine=fingerprint(),
         seed=race.seed,
         seconds=race.clock.spent,

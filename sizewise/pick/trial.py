@@ -4,19 +4,20 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from sizewise.core.errors import UsageError
-from sizewise.core.measurement import Measurement
+from sizewise.core.measurement import Measurement, unmeasured
 from sizewise.core.model import Model
 from sizewise.core.results import Candidate, Difference, Evaluation, Outcome
 from sizewise.core.task import Item, Task
 from sizewise.core.units import format_bytes, format_seconds
 from sizewise.load.runner import Runner
 from sizewise.measure.ask import Asker, asker_for
+from sizewise.measure.machine import machine_id
 from sizewise.measure.meters.cost import cost
 from sizewise.measure.meters.energy import energy
 from sizewise.measure.prompts import worked_examples
@@ -99,8 +100,8 @@ class Trial:
                 return f"{word}: {say(value)} is over the limit of {say(limit)}"
         return ""
 
-    def as_candidate(self, task: Task, shown: Sequence[Item]) -> Candidate:
-        """The candidate as the result holds it."""
+    def as_candidate(self, task: Task, shown: Sequence[Item], usd_per_hour: float | None = None) -> Candidate:
+        """The candidate as the result holds it. `usd_per_hour`: price of this machine, all its processors together."""
         measured = self.test or self.dev
         outcomes = measured.outcomes if measured else ()
         labelled = task.kind == "classify"
@@ -118,12 +119,22 @@ class Trial:
             latency_p95_s=self.probe.p95_s if self.probe else None,
             memory_bytes=int(self.memory.value) if self.memory and self.memory.value is not None else None,
             energy_j_per_item=energy(self.cpu_s) if measured else None,
-            usd_per_1000_items=cost(None, None) if measured else None,
+            usd_per_1000_items=self._money(usd_per_hour) if measured else None,
             per_class=per_class(outcomes) if labelled else {},
             examples=examples(outcomes, shown),
             digest=self.model.digest,
             confusion=confusion(outcomes) if labelled else {},
         )
+
+    def _money(self, usd_per_hour: float | None) -> Measurement:
+        """What a thousand items cost: the share of the machine's time that its busy processors are."""
+        if self.model.kind == "endpoint":
+            why = "the prompt tokens that the endpoint counted are not kept; `compare` tells the price of an answer"
+            return unmeasured("usd_per_1000_items", "USD", why)
+        cores = os.cpu_count() or 1
+        money = cost(None if self.cpu_s is None else 1000 * self.cpu_s / cores, usd_per_hour, machine_id())
+        method = f"processor {money.method} / {cores} processors" if money.value is not None else money.method
+        return replace(money, name="usd_per_1000_items", method=method)
 
 
 def probe(runner: Runner, task: Task, items: Sequence[Item], shots: int | None) -> Probe:
