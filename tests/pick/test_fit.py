@@ -148,7 +148,7 @@ def test_a_budget_cuts_what_is_dear_and_says_so(tmp_path: Path, tiny: str) -> No
 def test_a_price_by_the_hour_gives_every_candidate_its_money(tmp_path: Path) -> None:
     hourly = 3600.0 * (os.cpu_count() or 1)  # a processor second costs a dollar
     result = fit(write_task(tmp_path), models=[], usd_per_hour=hourly)
-    money = [(each.cpu_s_per_item, each.usd_per_1000_items) for each in result.candidates]
+    money = [(1000 * (each.cpu_s_per_item or 0), each.usd_per_1000_items) for each in result.candidates]
     assert [told.value for cpu_s, told in money if told and cpu_s] == pytest.approx(
         [1000 * one for one, _ in money if one]
     )
