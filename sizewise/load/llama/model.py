@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sizewise.core.errors import BadModel, EngineFailed
+from sizewise.core.errors import BadModel, EngineFailed, UsageError
 from sizewise.load.llama.c import WANTED, Batch, library
 
 
@@ -57,6 +57,23 @@ class NativeModel:
             if count >= 0:
                 return [int(token) for token in out[:count]]
             room = -count
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of token ids, control tokens spelled out; half a character at an end stays half.
+
+        Raises:
+            UsageError: an id is outside the vocabulary.
+        """
+        wrong = next((token for token in tokens if not 0 <= token < self.n_vocab), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} is no token: the vocabulary has {self.n_vocab}, from 0")
+        ids, room = np.array(tokens, np.int32), 16 * len(tokens) + 64
+        while True:
+            out = ctypes.create_string_buffer(room)
+            size = self.lib.llama_detokenize(self.vocab, ids.ctypes.data, len(ids), out, room, False, True)
+            if size >= 0:
+                return out.raw[:size]
+            room = -size
 
     def control_texts(self) -> list[str]:
         """The texts of all control tokens, such as `<|im_end|>`."""

@@ -20,7 +20,7 @@ from sizewise.load.llama.c import log_to
 from sizewise.load.llama.embed import Embedder
 from sizewise.load.llama.model import NativeModel
 from sizewise.load.llama.score import PACK_TOKENS, Scorer, encode
-from sizewise.load.templates import unguarded
+from sizewise.load.templates import split_guarded, unguarded
 
 _SPARE_BYTES = 96 << 20  # graphs, logits and scratch of a small model; the weights and the cache are counted apart
 
@@ -48,6 +48,7 @@ class Engine:
             "eos": model.token_text(model.eos),
             "adds_bos": model.adds_bos,
             "control": model.control_texts(),
+            "vocabulary": model.n_vocab,
         }
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -59,6 +60,21 @@ class Engine:
         """Number of tokens of each text as plain text, without BOS."""
         return [len(self._vocabulary().tokenize(unguarded(text), special=False)) for text in texts]
 
+    def encode(self, texts: list[str], special: bool, bos: bool) -> list[list[int]]:
+        """Token ids. `special`: control tokens are read as such, but not where a text is guarded as somebody's content.
+
+        `bos`: begin as a prompt begins, with the beginning token where the model wants one.
+        """
+        model = self._vocabulary()
+        rows = [[t for piece in split_guarded(text) for t in model.tokenize(piece, special=special)] for text in texts]
+        start = [model.bos] if bos and model.adds_bos else []
+        return [row if row[:1] == start else start + row for row in rows]
+
+    def decode(self, tokens: list[int]) -> tuple[int, bytes]:
+        """The text of token ids, as bytes: an end may be half a character."""
+        data = self._vocabulary().detokenize(tokens)
+        return len(data), data
+
     def serve(self, tokens: int) -> dict[str, Any]:
         """Start the native server, or start it anew with more room: every slot is to hold `tokens`."""
         if self.server is None or self.server_context < tokens:
@@ -66,8 +82,19 @@ class Engine:
             self.server = None  # ends the old one and frees its memory first
             self._check_memory(size * self.parallel)
             self.key = secrets.token_urlsafe(24)
-            self.server = _start_server(self.path, self.threads, size, self.parallel, self.key)
+            self.server = start_server(self.path, self.threads, size, self.parallel, self.key)
             self.server_context = size
+        return {"address": self.server.listening_address, "key": self.key}
+
+    def serve_fixed(
+        self, context: int, parallel: int, adapters: list[str], projector: str | None, cache_mib: int
+    ) -> dict[str, Any]:
+        """Start the native server for good: `parallel` requests at once, each with up to `context` tokens."""
+        self._check_memory(context * parallel)
+        self.key = secrets.token_urlsafe(24)
+        self.server = start_server(
+            self.path, self.threads, context, parallel, self.key, adapters, projector, cache_mib, shared=True
+        )
         return {"address": self.server.listening_address, "key": self.key}
 
     def score(self, requests: list[tuple[str, list[str]]]) -> list[list[tuple[float, int, bool]]]:
@@ -120,31 +147,69 @@ class Engine:
         self.host.tell(done=done, total=total)
 
 
-def _start_server(path: Path, threads: int, context: int, parallel: int, key: str) -> Any:
+def start_server(
+    path: Path,
+    threads: int,
+    context: int,
+    parallel: int,
+    key: str,
+    adapters: Sequence[str] = (),
+    projector: str | None = None,
+    cache_mib: int = 0,
+    *,
+    shared: bool = False,
+) -> Any:
+    """The engine's own server on a free port of the loopback.
+
+    Args:
+        path: the GGUF file.
+        threads: of the engine's computation.
+        context: tokens of one request.
+        parallel: requests at once.
+        key: what a request must name.
+        adapters: LoRA files that are added to the weights.
+        projector: the file that turns images into embeddings.
+        cache_mib: memory for prompts that no slot holds any more.
+        shared: the slots share one memory, so that what one does not use is another's.
+    """
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
-    params.n_ctx = context * parallel  # the slots share it evenly
+    params.n_ctx = context * parallel
     params.n_parallel = parallel
+    params.kv_unified = shared
     params.n_batch = params.n_ubatch = 512
     for cpu in (params.cpuparams, params.cpuparams_batch):
         cpu.n_threads = threads
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.api_keys = [key]
-    params.n_threads_http = parallel + 2
+    params.n_threads_http = parallel + 4  # a stream holds one; the others answer short questions
     params.fit_params = False
     params.warmup = False  # the first request does the same work
-    params.cache_ram_mib = 0  # else it may keep 8 GiB of old prompts
-    params.cache_idle_slots = False
+    params.cache_ram_mib = cache_mib  # by default it may keep 8 GiB of old prompts
+    params.cache_idle_slots = cache_mib > 0
+    params.use_jinja = True
     params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
     params.ctx_shift = False
     params.verbosity = 1
+    if adapters:
+        params.lora_adapters = [_adapter(one) for one in adapters]
+    if projector:
+        params.mmproj.path = projector
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
         raise EngineFailed(f"{path.name}: the engine cannot serve it: {error}") from error
+
+
+def _adapter(path: str) -> Any:
+    import xllamacpp
+
+    adapter = xllamacpp.CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = path, 1.0
+    return adapter
 
 
 def _log(level: int, text: str) -> None:
@@ -156,7 +221,10 @@ def main() -> None:
     """Answer the parent's calls until its end of the pipe closes."""
     host = Host()
     engine = Engine(host)
-    names: Sequence[str] = ("open", "tokenize", "count", "serve", "score", "score_texts", "next_token", "embed")
+    names: Sequence[str] = (
+        *("open", "tokenize", "count", "encode", "decode", "serve", "serve_fixed"),
+        *("score", "score_texts", "next_token", "embed"),
+    )
     host.serve({name: getattr(engine, name) for name in names})
 
 

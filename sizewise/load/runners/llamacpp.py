@@ -16,7 +16,6 @@ from sizewise.core.model import Model
 from sizewise.core.requests import (
     Chunk,
     GenerateRequest,
-    Message,
     OnChunk,
     Reply,
     Score,
@@ -135,9 +134,7 @@ class LlamaCpp:
         """The whole text that the model continues; what control tokens users wrote are marked as plain text."""
         if request.prompt is not None:
             return request.prompt
-        messages = request.messages
-        if self.model.system and all(message.role != "system" for message in messages):
-            messages = (Message("system", self.model.system), *messages)
+        messages = self.model.conversation(request.messages)
         bos, eos, control = self._words["bos"], self._words["eos"], self._words["control"]
         if self._template:
             return render_chat(self._template, messages, bos=bos, eos=eos, control=control)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sizewise.core.errors import MissingExtra, Unsupported
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.core.model import Model
-from sizewise.core.requests import Chunk, GenerateRequest, Message, OnChunk, Reply, Score, ScoreRequest, TextScore
+from sizewise.core.requests import Chunk, GenerateRequest, OnChunk, Reply, Score, ScoreRequest, TextScore
 from sizewise.load.child import Child
 from sizewise.load.runner import Ability, Options
 from sizewise.load.templates import prompt_form, render_chat, render_without_template
@@ -137,9 +137,7 @@ class Torch:
         """The whole text that the model continues; control tokens that users wrote are marked as plain text."""
         if request.prompt is not None:
             return request.prompt
-        messages = request.messages
-        if self.model.system and all(message.role != "system" for message in messages):
-            messages = (Message("system", self.model.system), *messages)
+        messages = self.model.conversation(request.messages)
         bos, eos, control = self._loaded["bos"], self._loaded["eos"], self._loaded["control"]
         if self._template:
             return render_chat(self._template, messages, bos=bos, eos=eos, control=control)

@@ -1,0 +1,113 @@
+"""A GGUF model that is served: one child process with the engine's native server, with a fixed context per request.
+
+The server batches the requests under way and keeps prompts that it has seen. It listens on the loopback and answers
+only who knows its key. Blocking; the HTTP side (`serve/native.py`) calls this from threads and talks to the server itself.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sizewise.core.errors import EngineFailed, UsageError
+from sizewise.core.model import Model
+from sizewise.load.child import Child
+from sizewise.load.facts import GGUF_FILE
+from sizewise.load.gguf.file import GgufInfo, read_gguf
+
+ADAPTER_FILE, PROJECTOR_FILE = "adapter.gguf", "projector.gguf"
+_CACHE_MIB = 512  # prompts that no slot holds any more; reading one back costs a copy instead of its computation
+_CONTEXT = 4096  # where the file does not say
+
+
+class LlamaServer:
+    """The process and its address. Whatever it is asked raises EngineFailed once the process has died."""
+
+    def __init__(self, model: Model, *, context: int, parallel: int, threads: int | None = None) -> None:
+        """Check the file, start the process and load the model.
+
+        Args:
+            model: a model of kind gguf.
+            context: tokens that one request may use, prompt and answer together.
+            parallel: requests that are answered at the same time.
+            threads: of the engine; None = one for each core.
+
+        Raises:
+            BadModel: the file is cut short, is no GGUF or has an unknown architecture.
+            DoesNotFit: the memory that is free does not hold it.
+            EngineFailed: the engine cannot load it.
+        """
+        self.model = model
+        self.path = model.files.get(GGUF_FILE) or next(iter(model.files.values()))
+        self.info: GgufInfo = read_gguf(self.path)
+        self.trained_context = self.info.context_length or _CONTEXT
+        self.context, self.parallel = context, parallel
+        self._child = Child("sizewise.load.runners._llamacpp_child", model.name)
+        try:
+            self._load(threads or len(os.sched_getaffinity(0)))
+        except BaseException:
+            self._child.close()
+            raise
+
+    def encode(self, texts: Sequence[str], *, special: bool, bos: bool) -> list[list[int]]:
+        """Token ids of texts; what is guarded in them (see `templates.guard`) is read as plain text."""
+        rows: list[list[int]] = self._child.call("encode", texts=list(texts), special=special, bos=bos)[0]
+        return rows
+
+    def decode(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of token ids; an end may be half a character.
+
+        Raises:
+            UsageError: an id is outside the vocabulary.
+        """
+        if not all(-(2**31) <= token < 2**31 for token in tokens):
+            raise UsageError("a token id has at most 31 bits")
+        return self._child.call("decode", tokens=list(tokens))[1]
+
+    def death(self) -> EngineFailed:
+        """Why the process gives no answers any more."""
+        try:
+            self._child.call("count", texts=[])
+        except EngineFailed as error:
+            return error
+        return EngineFailed(f"{self.model.name}: the engine broke off")
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._child.alive
+
+    def close(self) -> None:
+        """End the process. Safe to call twice."""
+        self._child.close()
+
+    def _load(self, threads: int) -> None:
+        words = self._child.call(
+            "open",
+            path=str(self.path),
+            threads=threads,
+            context=self.context,
+            parallel=self.parallel,
+            kv_bytes_per_token=self.info.kv_bytes_per_token or 0,
+        )[0]
+        self.bos: str = words["bos"]
+        self.eos: str = words["eos"]
+        self.control: tuple[str, ...] = tuple(words["control"])
+        self.vocabulary: int = words["vocabulary"]
+        server = self._child.call(
+            "serve_fixed",
+            context=self.context,
+            parallel=self.parallel,
+            adapters=[str(path) for path in self._files(ADAPTER_FILE)],
+            projector=next((str(path) for path in self._files(PROJECTOR_FILE)), None),
+            cache_mib=_CACHE_MIB,
+        )[0]
+        host, _, port = server["address"].partition("://")[2].rpartition(":")
+        self.host, self.port, self.key = str(host), int(port), str(server["key"])
+
+    def _files(self, name: str) -> list[Path]:
+        return [path for title, path in sorted(self.model.files.items()) if title == name]
