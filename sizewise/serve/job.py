@@ -61,6 +61,7 @@ class Job:
     special: bool = False
     tokens: tuple[int, ...] | None = None
     turns: tuple[Turn, ...] = ()
+    before: tuple[int, ...] = ()  # with `turns`: tokens of the conversation so far, which the rendered turns follow
     suffix: str | None = None  # with `prompt`: fill in the middle
     draw: Draw = field(default_factory=Draw)
     schema: dict[str, Any] | Literal["json"] | None = None  # the answer's JSON schema, or any JSON
