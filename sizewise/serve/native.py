@@ -106,20 +106,27 @@ class NativeSession:
     async def _prompt(self, job: Job) -> tuple[list[int], int]:
         """Token ids of what the model continues, and how many were cut away."""
         if job.tokens is not None:
-            tokens = list(job.tokens)
-            wrong = next((token for token in tokens if not 0 <= token < self._server.vocabulary), None)
-            if wrong is not None:
-                raise UsageError(f"{wrong} is no token of {self.model.name}: it has {self._server.vocabulary}, from 0")
+            tokens = self._known(job.tokens)
         elif job.prompt is not None:
             tokens = await self.tokenize(job.prompt, special=job.special, bos=True)
         else:
-            tokens = await self.tokenize(await self._render(job), special=True, bos=True)
+            tokens = self._known(job.before)
+            tokens += await self.tokenize(await self._render(job), special=True, bos=not tokens)
         if len(tokens) >= self.context:
             raise TooLong(self.model.name, len(tokens), self.context)
         return tokens, 0
 
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens that came from outside, each of them one of this model's."""
+        wrong = next((token for token in tokens if not 0 <= token < self._server.vocabulary), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} is no token of {self.model.name}: it has {self._server.vocabulary}, from 0")
+        return list(tokens)
+
     async def _render(self, job: Job) -> str:
-        turns = [Message(turn.role, turn.content) for turn in job.turns]
+        turns: Sequence[Message] = [Message(turn.role, turn.content) for turn in job.turns]
+        if not job.before:  # what is stored with the model stands at the beginning
+            turns = self.model.conversation(turns)
         server = self._server
         template = job.template or self._template
         if template:

@@ -12,6 +12,7 @@ from sizewise.core.errors import UsageError
 from sizewise.core.model import Model
 from sizewise.serve.body import BadField, Fields
 from sizewise.serve.job import Job, Turn
+from sizewise.serve.lease import UNSET, KeepAlive
 from sizewise.serve.settings import parse_duration
 from sizewise.serve.wire import limits
 from sizewise.serve.wire.ollama_messages import read_images, read_messages
@@ -25,13 +26,6 @@ _MOST_CONTEXT_IDS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class KeepAlive:
-    """How long a model stays after this request: `seconds`, or None for ever."""
-
-    seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Ask:
     """What a body of /api/generate or /api/chat says by itself."""
 
@@ -39,7 +33,7 @@ class Ask:
     model: str
     stream: bool
     options: Mapping[str, Any]
-    keep_alive: KeepAlive | None
+    keep_alive: KeepAlive
     turns: tuple[Turn, ...] = ()  # chat: the messages; generate: the prompt
     system: str | None = None  # generate: instead of the model's own
     raw: bool = False
@@ -56,12 +50,12 @@ class Ask:
     @property
     def only_loads(self) -> bool:
         """True where nothing is to be answered: load the model, or unload it."""
-        return not self.turns and not self.context
+        return not self.turns
 
     @property
     def unloads(self) -> bool:
         """True where nothing is to be answered and the model is not to stay."""
-        return self.only_loads and self.keep_alive is not None and self.keep_alive.seconds == 0
+        return self.only_loads and self.keep_alive == 0
 
     @property
     def num_ctx(self) -> int | None:
@@ -77,7 +71,7 @@ class EmbedAsk:
     texts: tuple[str, ...]
     truncate: bool
     dimensions: int | None
-    keep_alive: KeepAlive | None
+    keep_alive: KeepAlive
     num_ctx: int | None
 
 
@@ -93,7 +87,7 @@ def read_model(fields: Fields, key: str = "model") -> str:
     return name
 
 
-def read_keep_alive(fields: Fields) -> KeepAlive | None:
+def read_keep_alive(fields: Fields) -> KeepAlive:
     """`keep_alive`: seconds as a number, or a duration such as "5m"; negative is for ever.
 
     Raises:
@@ -101,9 +95,9 @@ def read_keep_alive(fields: Fields) -> KeepAlive | None:
     """
     value = fields.raw("keep_alive")
     if value is None:
-        return None
+        return UNSET
     try:
-        return KeepAlive(parse_duration(value))
+        return parse_duration(value)
     except UsageError as error:
         raise BadField("keep_alive", str(error)) from error
 
@@ -169,10 +163,9 @@ def read_embeddings(fields: Fields) -> EmbedAsk:
 
 
 def job_of(ask: Ask, model: Model) -> Job:
-    """What a loaded model is to do for a request; `context` is not in it, since only the session knows its tokens."""
-    draw = draw_of(ask.options, model.defaults)
+    """What a loaded model is to do for a request."""
     job = Job(
-        draw=draw,
+        draw=draw_of(ask.options, model.defaults),
         schema=ask.schema,
         tools=ask.tools,
         think=ask.think,
@@ -181,13 +174,9 @@ def job_of(ask: Ask, model: Model) -> Job:
         truncate=ask.truncate,
     )
     if ask.raw or ask.suffix is not None:
-        prompt = ask.turns[0].content
-        return replace(job, prompt=prompt, special=ask.raw, suffix=ask.suffix)
-    turns = ask.turns
-    system = model.system if ask.system is None else ask.system
-    if system and not ask.context and not (turns and turns[0].role == "system"):
-        turns = (Turn("system", system), *turns)
-    return replace(job, turns=turns)
+        return replace(job, prompt=ask.turns[0].content, special=ask.raw, suffix=ask.suffix)
+    system = (Turn("system", ask.system),) if ask.system else ()
+    return replace(job, turns=(*system, *ask.turns), before=ask.context)
 
 
 def _common(fields: Fields) -> dict[str, Any]:
