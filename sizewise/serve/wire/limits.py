@@ -125,7 +125,7 @@ def _tool(item: Any, where: str) -> dict[str, Any]:
     if strange:
         raise BadField(f"{where}.function.{strange:.40}", "unknown field")
     parameters = function.get("parameters")
-    made = {"name": name, "description": description or ""}
+    made: dict[str, Any] = {"name": name, "description": description or ""}
     made["parameters"] = schema(parameters or {"type": "object", "properties": {}}, f"{where}.function.parameters")
     return {"type": "function", "function": made}
 

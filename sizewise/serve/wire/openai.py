@@ -2,13 +2,17 @@
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields as fields_of, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from typing import Any, Literal
 
+from sizewise.core.errors import UsageError
 from sizewise.core.model import Model
 from sizewise.serve.body import BadField, Fields
-from sizewise.serve.job import Done, Draw, Event, Job, Piece, TokenLogprob, ToolCall, Turn
+from sizewise.serve.job import Done, Draw, Event, Job, TokenLogprob, ToolCall, Turn
+from sizewise.serve.lease import UNSET, KeepAlive
+from sizewise.serve.settings import parse_duration
 from sizewise.serve.wire import limits
 
 MOST_CHOICES, MOST_TOP, MOST_TOKENS = 8, 20, 2**31 - 1
@@ -16,12 +20,19 @@ DEFAULTS = Draw(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _STORED = {"num_predict": "max_tokens", "num_keep": "keep"}  # Ollama's names of stored parameters, where they differ
 _KNOWN = {known.name: known for known in fields_of(Draw)}
-_EFFORTS = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+_EFFORTS: dict[str, bool | str] = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+}
 
 Given = dict[str, Any]  # values of `Draw` that the request itself names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """A request, checked, before the model is known: what is to be made and in which form it goes back."""
 
@@ -32,7 +43,7 @@ class Asked:
     stream: bool = False
     usage: bool = False  # a last chunk of the stream tells the tokens
     context: int | None = None
-    keep_alive: Any = None
+    keep_alive: KeepAlive = UNSET
     warnings: tuple[str, ...] = ()
 
     def jobs(self, model: Model) -> list[Job]:
@@ -114,8 +125,19 @@ def common(fields: Fields) -> dict[str, Any]:
     return {
         "model": model,
         "context": fields.integer("num_ctx", None, low=1, high=2**31 - 1),
-        "keep_alive": fields.raw("keep_alive"),
+        "keep_alive": keep_alive(fields),
     }
+
+
+def keep_alive(fields: Fields) -> KeepAlive:
+    """`keep_alive` in seconds; None: for ever."""
+    sent = fields.raw("keep_alive")
+    if sent is None:
+        return UNSET
+    try:
+        return parse_duration(sent)
+    except UsageError as error:
+        raise BadField(fields.name("keep_alive"), str(error)) from error
 
 
 def streaming(fields: Fields) -> tuple[bool, bool]:
@@ -352,8 +374,3 @@ def event(body: Mapping[str, Any]) -> bytes:
 
 
 END = b"data: [DONE]\n\n"
-
-
-def texts_of(pieces: Sequence[Piece]) -> str:
-    """The text of some pieces."""
-    return "".join(piece.text for piece in pieces)

@@ -1,7 +1,6 @@
 """`/v1/chat/completions`: from a body to a job, and from events to a body or to chunks."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from sizewise.core.model import Model
@@ -45,9 +44,7 @@ def parse(fields: Fields) -> Asked:
     n = fields.integer("n", 1, low=1, high=openai.MOST_CHOICES)
     _leave_out(fields)
     fields.finish()
-    return Asked(
-        **common, job=job, given=given, n=n, stream=stream, usage=usage, warnings=tuple(fields.warnings)
-    )
+    return Asked(**common, job=job, given=given, n=n, stream=stream, usage=usage, warnings=tuple(fields.warnings))
 
 
 def _leave_out(fields: Fields) -> None:
@@ -78,7 +75,7 @@ class Chat:
         self._calls = [0] * asked.n
         # What all chunks have in common is written once: this runs for each token.
         common = json.dumps({**self._head, "object": "chat.completion.chunk"}, separators=(",", ":"))
-        self._prefix = f"data: {common[:-1]},\"choices\":[{{"
+        self._prefix = f'data: {common[:-1]},"choices":[{{'
 
     def add(self, index: int, event: Event) -> None:
         """Take the next event of one choice."""
@@ -145,8 +142,3 @@ class Chat:
             choice["logprobs"] = {"content": [openai.token_json(token) for token in piece.logprobs], "refusal": None}
         tail = ',"usage":null}\n\n' if self.asked.usage else "}\n\n"
         return f"{self._prefix}{json.dumps(choice, separators=(',', ':'))[1:]}]{tail}".encode()
-
-
-def collect(answers: Sequence[Answer]) -> int:
-    """Tokens that were made for all choices."""
-    return sum(answer.done.completion_tokens for answer in answers if answer.done)
