@@ -1,12 +1,21 @@
 """From a reference to a `Model`: what is on this machine or behind an address, ready for a runner to open."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from sizewise import __version__
 from sizewise.core.digests import canonical
-from sizewise.core.errors import BadModel, DigestMismatch, SizewiseError, StorageError, UnknownName, UsageError
+from sizewise.core.errors import (
+    BadModel,
+    DigestMismatch,
+    SizewiseError,
+    StorageError,
+    UnknownName,
+    Unsupported,
+    UsageError,
+)
 from sizewise.core.events import Listener, silent
 from sizewise.core.model import Model, ModelKind
 from sizewise.core.recipe import Lineage
@@ -20,6 +29,7 @@ from sizewise.core.references import (
     parse_name,
     parse_reference,
 )
+from sizewise.core.requests import ROLES, Message
 from sizewise.load.facts import (
     FACTS,
     GGUF_FILE,
@@ -37,7 +47,8 @@ from sizewise.load.store.store import Store
 OLLAMA, OURS = "application/vnd.ollama.image.", "application/vnd.sizewise."
 FILE_TYPE, LINEAGE_TYPE, TEMPLATE_TYPE = OURS + "file", OURS + "lineage+json", OURS + "template"
 _MADE_OF = (OLLAMA + "model", OLLAMA + "adapter", OLLAMA + "projector", OLLAMA + "tensor", FILE_TYPE)
-_SETTINGS = (OLLAMA + "system", OLLAMA + "params", TEMPLATE_TYPE)
+_SETTINGS = (OLLAMA + "system", OLLAMA + "params", OLLAMA + "messages", TEMPLATE_TYPE)
+_GGUF_PARTS = {OLLAMA + "model": GGUF_FILE, OLLAMA + "adapter": "adapter.gguf", OLLAMA + "projector": "projector.gguf"}
 
 
 def find_model(reference: str, store: Store | None = None) -> Model:
@@ -63,7 +74,12 @@ def find_model(reference: str, store: Store | None = None) -> Model:
         return endpoint(str(parsed), base_url(parsed.host), f"ollama:{_short(parsed.name)}")
     if isinstance(parsed, (HubRef, PypiRef)):
         return _pulled_from(str(parsed), store)
-    return _stored(_known(parsed, store), store)
+    return find_stored(parsed, store)
+
+
+def find_stored(name: NameRef, store: Store) -> Model:
+    """The model of that name in the store; raises as `find_model` does."""
+    return _stored(_known(name, store), store)
 
 
 def save_model(
@@ -201,18 +217,19 @@ def _stored(name: NameRef, store: Store) -> Model:
 def _model(manifest: Manifest, store: Store) -> Model:
     own = manifest.config.get("sizewise")
     own = own if isinstance(own, dict) else {}
-    by_type = {layer.media_type: layer for layer in manifest.layers}
+    by_type = {layer.media_type: layer for layer in reversed(manifest.layers)}  # the first of a type counts
     weights = by_type.get(OLLAMA + "model")
     files = {layer.title: store.blob(layer.digest) for layer in manifest.layers if layer.media_type == FILE_TYPE}
     if weights:
-        files = {GGUF_FILE: store.blob(weights.digest)}
+        files = {title: store.blob(by_type[kind].digest) for kind, title in _GGUF_PARTS.items() if kind in by_type}
     if not files:
         raise BadModel(f"{manifest.name}: holds nothing that sizewise can run (no GGUF and no checkpoint)")
     facts = own or (remembered(store, weights.digest, lambda: facts_of_gguf(files[GGUF_FILE])) if weights else {})
-    template = _text(store, by_type.get(TEMPLATE_TYPE)) or _jinja(_text(store, by_type.get(OLLAMA + "template")))
+    template, warnings = _template(store, by_type)
     noted = store.layout.note("source", manifest.digest)  # a pulled manifest is kept as it came
     lineage = read_json(store.blob(by_type[LINEAGE_TYPE].digest) if LINEAGE_TYPE in by_type else noted)
     params = read_json(store.blob(by_type[OLLAMA + "params"].digest)) if OLLAMA + "params" in by_type else None
+    licenses = [_text(store, layer) for layer in manifest.layers if layer.media_type == OLLAMA + "license"]
     return Model(
         name=_short(manifest.name),
         kind=cast(ModelKind, own.get("kind", "gguf" if weights else "checkpoint")),
@@ -226,9 +243,11 @@ def _model(manifest: Manifest, store: Store) -> Model:
         embedding_length=facts.get("embedding_length"),
         template=template,
         system=_text(store, by_type.get(OLLAMA + "system")),
-        license=_text(store, by_type.get(OLLAMA + "license")),
+        license="\n\n".join(licenses),
+        messages=_messages(_text(store, by_type.get(OLLAMA + "messages"))),
         defaults=params or {},
         lineage=Lineage.from_json(lineage or {}),
+        warnings=warnings,
     )
 
 
@@ -241,9 +260,28 @@ def _parts(manifest: Manifest, template: str | None) -> dict[str, str]:
     return {names.get(layer.media_type) or layer.title or layer.media_type: layer.digest for layer in kept}
 
 
-def _jinja(text: str) -> str | None:
-    """A template layer counts only if it is Jinja; Ollama's own language (Go templates) is left to the GGUF's."""
-    return text if "{%" in text else None
+def _template(store: Store, by_type: dict[str, Layer]) -> tuple[str | None, tuple[str, ...]]:
+    """The chat template as Jinja, and a warning where the stored one is in Ollama's language and beyond us."""
+    own, theirs = (_text(store, by_type.get(kind)) for kind in (TEMPLATE_TYPE, OLLAMA + "template"))
+    if own or "{%" in theirs:
+        return own or theirs, ()
+    if not theirs.strip():
+        return None, ()
+    from sizewise.load.go_template import translate
+
+    try:
+        return translate(theirs), ()
+    except Unsupported as error:
+        return None, (f"{error}: the template inside the model's own file is used instead",)
+
+
+def _messages(text: str) -> tuple[Message, ...]:
+    """Turns stored as Ollama stores them; what is damaged counts as none."""
+    try:
+        listed = json.loads(text) if text else []
+        return tuple(Message(turn["role"], str(turn.get("content") or "")) for turn in listed if turn["role"] in ROLES)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ()
 
 
 def _text(store: Store, layer: Layer | None) -> str:
