@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sizewise.cli.models import complete_name
-from sizewise.cli.render import Json, print_json, print_table, progress, say
+from sizewise.cli.render import Json, print_json, print_table, progress, say, warn
 from sizewise.core.errors import UsageError
 from sizewise.core.units import format_bytes, format_seconds, parse_bytes, parse_seconds
 
@@ -189,6 +189,13 @@ def report(
 
 
 def _write(result: Any, page: Path | None, save: Path | None, *, quiet: bool) -> None:
+    from sizewise.core.errors import StorageError
+    from sizewise.pick.kept import keep
+
+    try:
+        keep(result)  # for the web page's list of reports
+    except StorageError as error:
+        warn(f"the web page will not list this result: {error}")
     if save:
         import json
 

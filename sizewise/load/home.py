@@ -25,3 +25,8 @@ def models_folder() -> Path:
 def ledger_file() -> Path:
     """The SQLite database that holds every item that was ever measured."""
     return home() / "ledger.db"
+
+
+def reports_folder() -> Path:
+    """Where the results of fits and comparisons are kept."""
+    return home() / "reports"

@@ -78,7 +78,10 @@ def evaluate(
                 ledger.put(key, entries)
             known.update((entry.outcome.id, entry) for entry in entries)
             listen(Progress(f"evaluate {task.name}", len(known), total))
-    return _evaluation(runner, task, split, metric, [known[item.id] for item in chosen], tuple(warnings))
+    result = _evaluation(runner, task, split, metric, [known[item.id] for item in chosen], tuple(warnings))
+    if ledger:
+        ledger.finish(key, result)
+    return result
 
 
 def _chosen(task: Task, split: Split, limit: int | None, items: Sequence[Item] | None) -> list[Item]:

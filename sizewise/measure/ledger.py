@@ -1,5 +1,7 @@
 """The ledger: every item that was ever measured, in one SQLite file, so that nothing is asked twice or lost.
 
+Beside the items it keeps what evaluations came to, and votes (see `votes.py`).
+
 An answer belongs to a run, and a run is (model digest, task digest, digest of the parameters, seed). Change one of
 them and it is another run: an answer is never reused for a question that was not asked. Rows are committed in batches,
 each flushed to the disk before `put` returns (WAL, synchronous=FULL), so that a killed evaluation loses at most the
@@ -7,6 +9,7 @@ batch in hand. Several processes may write at once; each waits up to half a minu
 """
 
 import json
+import math
 import os
 import sqlite3
 import time
@@ -19,13 +22,12 @@ from typing import Any, Self
 
 from sizewise.core.digests import digest_of_json
 from sizewise.core.errors import DiskFull, Locked, NewerVersion, StorageError
-from sizewise.core.results import Outcome
+from sizewise.core.results import Evaluation, Interval, Outcome
 from sizewise.core.units import format_bytes
 from sizewise.load.home import ledger_file
 
-VERSION = 1
 _WAIT_S = 30.0
-_SCHEMA = """
+_ITEMS = """
 CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     model_digest TEXT NOT NULL,
@@ -53,6 +55,36 @@ CREATE TABLE answer (
     PRIMARY KEY (run, item)
 ) STRICT, WITHOUT ROWID;
 """
+_RESULTS = """
+CREATE TABLE evaluation (
+    run INTEGER NOT NULL REFERENCES run (id),
+    split TEXT NOT NULL,
+    metric TEXT NOT NULL,
+    higher_is_better INTEGER NOT NULL,
+    value REAL NOT NULL,
+    low REAL NOT NULL,
+    high REAL NOT NULL,
+    n INTEGER NOT NULL,
+    unanswered INTEGER NOT NULL,
+    cpu_s_per_item REAL,
+    finished_at REAL NOT NULL,
+    PRIMARY KEY (run, split)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE vote (
+    id INTEGER PRIMARY KEY,
+    voted_at REAL NOT NULL,
+    prompt_digest TEXT NOT NULL
+) STRICT;
+CREATE TABLE ballot (
+    vote INTEGER NOT NULL REFERENCES vote (id),
+    model_digest TEXT NOT NULL,
+    model TEXT NOT NULL,
+    share REAL NOT NULL,
+    PRIMARY KEY (vote, model_digest)
+) STRICT, WITHOUT ROWID;
+"""
+_STEPS = (_ITEMS, _RESULTS)  # each takes a ledger from one format to the next
+VERSION = len(_STEPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +110,20 @@ class Entry:
 
     outcome: Outcome
     cpu_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What one evaluation came to; `at` in seconds since 1970."""
+
+    key: Key
+    split: str
+    metric: str
+    higher_is_better: bool
+    quality: Interval
+    unanswered: int
+    cpu_s_per_item: float | None
+    at: float
 
 
 class Ledger:
@@ -132,6 +178,42 @@ class Ledger:
         for model_digest, task_digest, parameters, seed, model, task, count in rows:
             yield Key(model_digest, task_digest, json.loads(parameters), seed, model, task), count
 
+    def finish(self, key: Key, result: Evaluation) -> None:
+        """Keep what an evaluation came to. One over fewer items does not replace one over more."""
+        quality = result.quality
+        if not all(map(math.isfinite, (quality.value, quality.low, quality.high))):
+            return  # no number, nothing to show
+        numbers = (quality.value, quality.low, quality.high, quality.n, result.unanswered, result.cpu_s_per_item)
+        with self.write() as connection:
+            connection.execute(
+                "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " metric = excluded.metric, higher_is_better = excluded.higher_is_better, value = excluded.value,"
+                " low = excluded.low, high = excluded.high, n = excluded.n, unanswered = excluded.unanswered,"
+                " cpu_s_per_item = excluded.cpu_s_per_item, finished_at = excluded.finished_at"
+                " WHERE excluded.n >= evaluation.n",
+                (self._run(key), result.split, result.metric, int(result.higher_is_better), *numbers, time.time()),
+            )
+
+    def finished(self) -> list[Finished]:
+        """What all evaluations came to, the latest first."""
+        rows = self.read("""
+            SELECT model_digest, task_digest, parameters, seed, model, task, split, metric, higher_is_better, value,
+                low, high, n, unanswered, cpu_s_per_item, finished_at
+            FROM evaluation JOIN run ON run.id = evaluation.run ORDER BY finished_at DESC
+        """)
+        return [_finished(row) for row in rows]
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of a query."""
+        with self._reported():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all that is written in the `with` block is kept, or nothing of it."""
+        with self._reported(), self._writing():
+            yield self._connection
+
     def problems(self) -> list[str]:
         """What SQLite's own check finds wrong with the file; empty when it is whole."""
         with self._reported():
@@ -161,10 +243,10 @@ class Ledger:
         self._connection.execute("PRAGMA synchronous = FULL")
         with self._writing():
             # Asked again with the write lock held: another process may have made the tables meanwhile.
-            if self._refuse_newer() == 0:
-                for statement in _SCHEMA.split(";\n"):
+            for step in _STEPS[self._refuse_newer() :]:
+                for statement in step.split(";\n"):
                     self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {VERSION}")
+            self._connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def _refuse_newer(self) -> int:
         version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
@@ -262,3 +344,9 @@ def _entry(row: Sequence[Any]) -> Entry:
     item, prompt, expected, output, answer, score, tokens, seconds, cpu_s, statistics = row
     numbers = tuple(json.loads(statistics))
     return Entry(Outcome(item, expected, answer, output, score, seconds, tokens, prompt, numbers), cpu_s)
+
+
+def _finished(row: Sequence[Any]) -> Finished:
+    model_digest, task_digest, parameters, seed, model, task, split, metric, higher, value, low, high, n, *rest = row
+    key = Key(model_digest, task_digest, json.loads(parameters), seed, model, task)
+    return Finished(key, split, metric, bool(higher), Interval(value, low, high, n), *rest)

@@ -95,7 +95,7 @@ def _view(result: FitResult | Comparison, longest: int) -> FitView | ComparisonV
 
 
 def _page(views: list[FitView | ComparisonView]) -> str:
-    style, script = _asset("style.css"), _asset("script.js")
+    style, script = _asset("look.css") + "\n" + _asset("style.css"), _asset("script.js")
     text: str = _environment().get_template("page.html.jinja").render(
         views=[("fit" if isinstance(view, FitView) else "comparison", view) for view in views],
         kinds=KINDS,

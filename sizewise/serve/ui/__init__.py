@@ -1,0 +1,1 @@
+"""The web page: its files, and what it shows beyond what the public API tells."""
