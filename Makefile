@@ -41,6 +41,8 @@ check: .venv/.done  ## style, types, layers
 	$(BIN)/lint-imports
 
 bench: .venv/.done .venv-peer/.done  ## the speed figures, each beside its peer; one JSON line each
+	$(BIN)/sizewise pull smollm2
+	$(BIN)/sizewise make quantize-gguf smollm2 --type F16 --name smollm2:f16
 	$(BIN)/python benchmarks/start_time.py
 	$(BIN)/python benchmarks/runner_overhead.py
 	$(BIN)/python benchmarks/eval_lm_eval.py --peer-python .venv-peer/bin/python

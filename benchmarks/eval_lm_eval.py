@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sizewise.core.requests import ScoreRequest
+from sizewise.load.models import find_model
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Options
 
@@ -96,7 +97,7 @@ def choices(rows: list[list[float]]) -> list[int]:
 def main() -> None:
     """Run both, print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gguf", type=Path, required=True, help="the model as an F16 GGUF file")
+    parser.add_argument("--model", default="smollm2:f16", help="an F16 GGUF file, or the name of one in the store")
     parser.add_argument("--peer-python", required=True, help="Python of an environment that has lm-eval")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent.parent / "examples" / "data")
     parser.add_argument("--rows", type=int, default=300)
@@ -106,9 +107,10 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="a JSON file for every row's log-probabilities on both sides")
     arguments = parser.parse_args()
     rows = prompts(arguments.data, arguments.rows)
-    ours = measure_ours(arguments.gguf, rows, arguments.threads)
+    gguf = find_model(arguments.model).files["model.gguf"]
+    ours = measure_ours(gguf, rows, arguments.threads)
     batched = arguments.peer_batch, arguments.peer_dtype
-    peer = measure_peer(arguments.peer_python, arguments.gguf, rows, arguments.threads, *batched)
+    peer = measure_peer(arguments.peer_python, gguf, rows, arguments.threads, *batched)
     if arguments.write:
         arguments.write.write_text(json.dumps({"ours": ours, "peer": peer}), encoding="utf-8")
     one, two = choices(ours["rows"]), choices(peer["rows"])

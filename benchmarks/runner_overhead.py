@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sizewise.core.requests import GenerateRequest, Sampling
+from sizewise.load.models import find_model
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Options, Runner
 
@@ -56,16 +57,17 @@ def through_runner(runner: Runner, tokens: int) -> float:
 def main() -> None:
     """Interleave the two, take medians, print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--model", default="smollm2", help="a GGUF file, or the name of a model in the store")
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     threads = arguments.threads
-    server = direct_server(arguments.model, threads)
+    model = find_model(arguments.model)
+    server = direct_server(model.files["model.gguf"], threads)
     ours: list[float] = []
     peer: list[float] = []
-    with open_runner(str(arguments.model), options=Options(threads=threads, parallel=1)) as runner:
+    with open_runner(model, options=Options(threads=threads, parallel=1)) as runner:
         through_runner(runner, 4)  # loads the weights, as the other did when it was made
         through_server(server, 4)
         for turn in range(arguments.runs):
