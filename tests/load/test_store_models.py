@@ -20,9 +20,11 @@ from sizewise.core.errors import (
 )
 from sizewise.core.recipe import Lineage, Recipe, RecipeStep
 from sizewise.core.references import parse_name
+from sizewise.core.requests import Message
 from sizewise.load.catalogue import entries
 from sizewise.load.models import find_model, list_models, save_model
 from sizewise.load.store.store import Layer, Store
+from sizewise.load.templates import render_chat
 
 NONE = Lineage(recipe=None)
 
@@ -86,7 +88,7 @@ def test_a_changed_file_has_another_digest(store: Store, tmp_path: Path) -> None
     assert find_model(str(path), store).digest != before
 
 
-def test_an_ollama_model_keeps_its_go_template_to_itself(store: Store, tmp_path: Path) -> None:
+def test_an_ollama_model_comes_with_all_that_ollama_stored(store: Store, tmp_path: Path) -> None:
     data = write_gguf(tmp_path / "m.gguf").read_bytes()
     kinds = {
         "model": data,
@@ -98,7 +100,9 @@ def test_an_ollama_model_keeps_its_go_template_to_itself(store: Store, tmp_path:
     layers = [Layer(f"application/vnd.ollama.image.{kind}", *store.add_bytes(data)) for kind, data in kinds.items()]
     store.put(parse_name("theirs"), {"model_format": "gguf", "model_family": "llama", "file_type": "F32"}, layers)
     found = find_model("theirs", store)
-    assert (found.kind, found.template, found.system) == ("gguf", None, "You are terse.")
+    assert (found.kind, found.system, found.warnings) == ("gguf", "You are terse.", ())
+    assert found.template is not None
+    assert render_chat(found.template, [Message("system", "S"), Message("user", "U")]) == "S U"
     assert found.defaults == {"stop": ["<end>"], "temperature": 0.1}
     assert (found.parameters, found.context_length, found.quantization) == (256, 64, "F32")
     assert find_model("theirs", store) == found
