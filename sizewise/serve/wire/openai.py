@@ -368,9 +368,4 @@ def fingerprint(model: Model) -> str:
     return "fp_" + model.digest.removeprefix("sha256:")[:12]
 
 
-def event(body: Mapping[str, Any]) -> bytes:
-    """One server-sent event. ASCII only: some clients take U+2028 for the end of a line."""
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
-
-
-END = b"data: [DONE]\n\n"
+END = b"[DONE]"  # the data of a stream's last event

@@ -1,6 +1,7 @@
 """`/v1/chat/completions`: from a body to a job, and from events to a body or to chunks."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from sizewise.core.model import Model
@@ -75,7 +76,7 @@ class Chat:
         self._calls = [0] * asked.n
         # What all chunks have in common is written once: this runs for each token.
         common = json.dumps({**self._head, "object": "chat.completion.chunk"}, separators=(",", ":"))
-        self._prefix = f'data: {common[:-1]},"choices":[{{'
+        self._prefix = f'{common[:-1]},"choices":[{{'
 
     def add(self, index: int, event: Event) -> None:
         """Take the next event of one choice."""
@@ -98,30 +99,28 @@ class Chat:
             choice["logprobs"] = {"content": [openai.token_json(token) for token in answer.logprobs], "refusal": None}
         return choice
 
-    def chunks(self, index: int, event: Event) -> bytes:
-        """The next event of one choice as server-sent events: the role comes first, the finish in its own chunk."""
-        out = b""
+    def chunks(self, index: int, event: Event) -> Iterator[bytes]:
+        """The next event of one choice as chunks: the role comes first, the finish in a chunk of its own."""
         if not self._started[index]:
             self._started[index] = True
-            out = self._chunk(index, {"role": "assistant", "content": ""})
-        answer = self.answers[index]
+            yield self._chunk(index, {"role": "assistant", "content": ""})
         if isinstance(event, Done):
-            answer.done = event
-            if self._calls[index] and event.finish == "stop":
-                return out + self._chunk(index, {}, finish="tool_calls")
-            return out + self._chunk(index, {}, finish=event.finish)
+            self.answers[index].done = event
+            called = self._calls[index] and event.finish == "stop"
+            yield self._chunk(index, {}, finish="tool_calls" if called else event.finish)
+            return
         delta = self._delta(index, event)
         if delta or event.logprobs:
-            out += self._chunk(index, delta, event)
-        return out
+            yield self._chunk(index, delta, event)
 
-    def end(self) -> bytes:
+    def end(self) -> Iterator[bytes]:
         """What follows the last choice's end."""
-        if not self.asked.usage:
-            return openai.END
-        usage = openai.usage_json(answer.done for answer in self.answers)
-        body = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
-        return openai.event(body) + openai.END
+        if self.asked.usage or self.asked.warnings:
+            usage = openai.usage_json(answer.done for answer in self.answers) if self.asked.usage else None
+            told = {"warnings": self.asked.warnings} if self.asked.warnings else {}
+            body = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage, **told}
+            yield json.dumps(body, separators=(",", ":")).encode()
+        yield openai.END
 
     def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
         delta: dict[str, Any] = {}
@@ -140,5 +139,5 @@ class Chat:
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
         if piece is not None and self.asked.job.top_logprobs is not None:
             choice["logprobs"] = {"content": [openai.token_json(token) for token in piece.logprobs], "refusal": None}
-        tail = ',"usage":null}\n\n' if self.asked.usage else "}\n\n"
+        tail = ',"usage":null}' if self.asked.usage else "}"
         return f"{self._prefix}{json.dumps(choice, separators=(',', ':'))[1:]}]{tail}".encode()

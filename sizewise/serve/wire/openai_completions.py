@@ -5,7 +5,7 @@ a prompt that is text, as the caller writes the whole of it. Token ids are taken
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,32 +146,35 @@ class Completion:
             )
         return {**self._head, "choices": choices, "usage": self._usage()}
 
-    def chunks(self, index: int, event: Event) -> bytes:
-        """The next event of one choice; an echoed prompt comes first, the finish in its own chunk."""
-        out, answer = b"", self.answers[index]
+    def chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
+        """The next event of one choice; an echoed prompt comes first, the finish in a chunk of its own."""
         if not self._started[index]:
             self._started[index] = True
             if self.prompts[index]:
-                out = self._chunk(index, self.prompts[index], ())
+                yield self._chunk(index, self.prompts[index], ())
         if isinstance(event, Done):
-            answer.done = event
-            return out + self._chunk(index, "", (), event.finish)
-        return out + self._chunk(index, event.text, event.logprobs)
+            self.answers[index].done = event
+            yield self._chunk(index, "", (), event.finish)
+        else:
+            yield self._chunk(index, event.text, event.logprobs)
 
-    def end(self) -> bytes:
+    def end(self) -> Iterator[dict[str, Any] | bytes]:
         """What follows the last choice's end."""
-        if not self.asked.usage:
-            return openai.END
-        return openai.event({**self._head, "choices": [], "usage": self._usage()}) + openai.END
+        if self.asked.usage or self.asked.warnings:
+            told = {"warnings": self.asked.warnings} if self.asked.warnings else {}
+            yield {**self._head, "choices": [], "usage": self._usage() if self.asked.usage else None, **told}
+        yield openai.END
 
-    def _chunk(self, index: int, text: str, tokens: Sequence[TokenLogprob], finish: str | None = None) -> bytes:
+    def _chunk(
+        self, index: int, text: str, tokens: Sequence[TokenLogprob], finish: str | None = None
+    ) -> dict[str, Any]:
         told = None
         if self.asked.logprobs is not None and tokens:
             told = logprobs_json(tokens, self.asked.logprobs, self._lengths[index])
         self._lengths[index] += len(text)
         choice = {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
         body: dict[str, Any] = {**self._head, "choices": [choice]}
-        return openai.event({**body, "usage": None} if self.asked.usage else body)
+        return {**body, "usage": None} if self.asked.usage else body
 
     def _usage(self) -> dict[str, Any]:
         """Each prompt counts once, whatever the number of its choices."""
