@@ -1,5 +1,11 @@
 """What a method is: a function that makes a model. The decorators only mark it; the signature says the rest.
 
+    @weight_method                                one matrix and what was seen of its inputs, a new matrix comes back
+    def wanda(weight: Tensor, input_norm: Tensor, *, sparsity: ... = 0.5) -> Tensor
+
+    @structure_method                             the layout and all tensors, a new shape of the network comes back
+    def depth(layout: Layout, config: dict, tensors: Tensors, block_influence: Tensor, *, drop: ... = 1) -> Reshaped
+
     @model_method                                 base and out are given, a whole model comes back
     def quantize_gguf(base: Model, out: Path, *, type: ... = "Q4_K_M") -> Made
 
@@ -19,15 +25,40 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from sizewise.core.model import ModelKind
 from sizewise.core.registry import Registry
 
-MethodKind = Literal["model", "head"]
+MethodKind = Literal["weight", "structure", "model", "head"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What can be asked for. model: the base model, a folder to write in, the seed, who listens to progress.
+# What a matrix saw during calibration; `in` counts its input features.
+INPUT_STATISTICS = {
+    "input_norm": "(in,), root of the mean square of each input feature over the calibration tokens",
+    "abs_mean": "(in,), mean |x| of each input feature",
+    "abs_max": "(in,), largest |x| of each input feature",
+    "hessian": "(in, in), mean of x xT over the calibration tokens",
+    "gradient": "(out, in), root of the mean square of the loss's gradient over the calibration windows",
+}
+# What the network as a whole did during calibration. n blocks, b boundaries between blocks (b = n + 1).
+NETWORK_STATISTICS = {
+    "block_influence": "(n,), 1 - mean cosine of what enters and what leaves each block (ShortGPT)",
+    "angular": "(b, b), mean angle / pi between two boundaries' hidden states, last token of each window (Gromov)",
+    "head_activation": "(n, heads), norm of each head's output before the output projection (Minitron)",
+    "channel_activation": "(n, ffn), norm of each feed-forward channel (Minitron)",
+    "hidden_activation": "(hidden,), norm of each hidden channel after the norms, over all blocks (Minitron)",
+    "attention_gram": "(n, hidden, hidden), mean of x xT of the residual stream before each attention",
+    "ffn_gram": "(n, hidden, hidden), mean of x xT of the residual stream before each feed-forward",
+    "final_gram": "(hidden, hidden), mean of x xT of the residual stream after the last block",
+}
+
+# What can be asked for. weight: one matrix in float32 as (out, in), or `weights`, all that share one input, and whether
+# something before them can absorb a scale of that input. structure: the layout, config.json as a dict, a mapping from
+# names to tensors that reads when asked, the calibration texts, their tokens, the tokenizer's folder.
+# model: the base model, a folder to write in, the seed, who listens to progress.
 # head: the training texts, their labels, the base encoder's (n, width) embeddings of them, the seed.
 WANTED: dict[MethodKind, frozenset[str]] = {
-    "model": frozenset({"base", "out", "seed", "listen"}),
+    "weight": frozenset({"weight", "weights", "scalable", "seed", *INPUT_STATISTICS}),
+    "structure": frozenset({"layout", "config", "tensors", "texts", "tokens", "folder", "seed", *NETWORK_STATISTICS}),
+    "model": frozenset({"base", "out", "seed", "listen", "calibration"}),
     "head": frozenset({"texts", "labels", "embeddings", "seed"}),
 }
 
@@ -43,6 +74,16 @@ class Made:
     figures: dict[str, Any] = field(default_factory=dict)  # numbers about the making, for the lineage
     note: str = ""  # what a reader must know to judge the result, for the lineage
     architecture: str = ""  # "" = that of the base
+
+
+def weight_method(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function that turns one matrix (or the matrices that share one input) into a smaller form of it."""
+    return _mark(function, "weight")
+
+
+def structure_method(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function that turns the tensors of a network into those of a network of another shape."""
+    return _mark(function, "structure")
 
 
 def model_method(function: Callable[P, R]) -> Callable[P, R]:
@@ -67,6 +108,18 @@ def wants(function: Callable[..., Any]) -> tuple[str, ...]:
     """The names of a method's positional parameters, in order."""
     parameters = inspect.signature(function).parameters.values()
     return tuple(item.name for item in parameters if item.kind is not inspect.Parameter.KEYWORD_ONLY)
+
+
+def statistics_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Those of a method's wants that are gathered from calibration text, in order."""
+    return tuple(name for name in wants(function) if name in INPUT_STATISTICS or name in NETWORK_STATISTICS)
+
+
+def needs_calibration(function: Callable[..., Any]) -> bool:
+    """True where the method cannot work without calibration text."""
+    return bool(statistics_of(function) or {"texts", "tokens", "calibration"} & set(wants(function))) and (
+        kind_of(function) != "head"
+    )
 
 
 def methods() -> Registry:
