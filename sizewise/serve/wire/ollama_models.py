@@ -1,13 +1,14 @@
 """Models as Ollama's API lists and shows them."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 from sizewise.core.model import Model
 from sizewise.load.facts import config_of
+from sizewise.load.modelfile import parameter_lines, write
 from sizewise.load.store.manifest import Manifest
 
 FOR_EVER = "9999-12-31T23:59:59Z"
@@ -66,7 +67,7 @@ def show_body(manifest: Manifest, model: Model, capabilities: Sequence[str], *, 
     template = template_of(model) or ""
     body: dict[str, Any] = {
         "license": model.license,
-        "modelfile": modelfile(str(manifest.name), model, template),
+        "modelfile": write(replace(model, template=template or None), str(manifest.name)),
         "parameters": parameters_text(model.defaults),
         "template": template,
         "system": model.system,
@@ -108,23 +109,9 @@ def template_of(model: Model) -> str | None:
     return model.template or (_header(model)[1] if model.kind == "gguf" else None)
 
 
-def parameters_text(defaults: Mapping[str, Any]) -> str:
+def parameters_text(defaults: dict[str, Any]) -> str:
     """The stored parameters, one a line; each text of a list has its own."""
-    return "\n".join(f"{name:<30} {value}" for name, value in _parameters(defaults))
-
-
-def modelfile(name: str, model: Model, template: str) -> str:
-    """A Modelfile that makes this model again, from its name."""
-    lines = ["# Made by sizewise. To build on this model, change it and give it to `sizewise create`.", f"FROM {name}"]
-    if template:
-        lines.append(f'TEMPLATE """{template}"""')
-    if model.system:
-        lines.append(f'SYSTEM """{model.system}"""')
-    lines += [f"PARAMETER {key} {value}" for key, value in _parameters(model.defaults)]
-    lines += [f'MESSAGE {turn.role} """{turn.content}"""' for turn in model.messages]
-    if model.license:
-        lines.append(f'LICENSE """{model.license}"""')
-    return "\n".join(lines) + "\n"
+    return "\n".join(f"{name:<30} {text}" for name, text in parameter_lines(defaults))
 
 
 def hex_of(digest: str) -> str:
@@ -135,14 +122,6 @@ def hex_of(digest: str) -> str:
 def moment(seconds: float) -> str:
     """Seconds since 1970 as RFC 3339 writes them."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _parameters(defaults: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for name, value in sorted(defaults.items()):
-        for one in value if isinstance(value, list) else [value]:
-            found.append((name, json.dumps(one, ensure_ascii=False)))
-    return found
 
 
 def _header(model: Model) -> tuple[dict[str, Any], str | None, tuple[Any, ...]]:
