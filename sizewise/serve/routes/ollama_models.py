@@ -95,8 +95,10 @@ def _ps(loaded: list[Loaded], store: Store) -> list[dict[str, Any]]:
             digest = store.get(name).digest
         except (SizewiseError, OSError):  # its name was taken away, or means another model, while it is loaded
             digest = one.model.digest
-        figures = {"memory": one.memory_bytes, "expires_at": one.expires_at, "context": one.context}
-        found.append(ps_entry(str(name), one.model, digest, **figures))
+        entry = ps_entry(
+            str(name), one.model, digest, memory=one.memory_bytes, expires_at=one.expires_at, context=one.context
+        )
+        found.append(entry)
     return found
 
 
