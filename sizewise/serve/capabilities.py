@@ -3,7 +3,6 @@
 from functools import lru_cache
 from pathlib import Path
 
-from sizewise.core.errors import SizewiseError
 from sizewise.core.model import Model
 from sizewise.load.facts import GGUF_FILE
 from sizewise.load.gguf.file import ArrayRef, GgufInfo, read_gguf
@@ -14,35 +13,37 @@ from sizewise.load.templates import prompt_form
 from sizewise.serve.session import Capability
 
 # A template that can write its model's thoughts, or leave them out, names one of these.
-_THINKS = ("enable_thinking", "<think>", "reasoning_effort", "<|channel|>analysis", "reasoning_content")
+_THINKS = ("enable_thinking", "<think>", "reasoning_effort", "<|channel|>analysis", "reasoning_content", ".thinking")
+_RANK = 4  # the pooling of a model that scores pairs of texts
 # The tokens between which a gap is filled, as families spell the first of them.
-_FIM = (b"fim_prefix", b"fim-prefix", b"fim\xe2\x96\x81begin", b"\x03\0\0\0\0\0\0\0PRE", b"<PRE>")
+_FIM = (b"fim_prefix", b"fim-prefix", b"fim\xe2\x96\x81begin", b"<PRE>")
 
 
 def capabilities_of(model: Model) -> frozenset[Capability]:
-    """What a model can do. Damaged files have no capabilities: loading them says why."""
-    if model.kind == "gguf":
-        path = model.files.get(GGUF_FILE) or next(iter(model.files.values()))
-        try:
-            return _of_gguf(path, model.template, model.name, PROJECTOR_FILE in model.files)
-        except (SizewiseError, OSError):
-            return frozenset()
-    known: dict[str, tuple[Capability, ...]] = {
-        "checkpoint": ("completion", "embedding", "score"),
-        "encoder": ("embedding",),
-        "linear": ("completion", "score"),
-        "endpoint": ("completion",),
-    }
-    return frozenset(known[model.kind])
+    """What a model was made for, as Ollama's API lists it.
+
+    A session can do a little more: any causal model gives log-probabilities and, from its last states, embeddings.
+
+    Raises:
+        BadModel: its GGUF file is damaged.
+    """
+    if model.kind == "encoder":
+        return frozenset(("embedding",))
+    if model.kind != "gguf":
+        return frozenset(("completion",))
+    path = model.files.get(GGUF_FILE) or next(iter(model.files.values()))
+    return _of_gguf(path, model.digest, model.template, model.name, PROJECTOR_FILE in model.files)
 
 
 @lru_cache(maxsize=256)
-def _of_gguf(path: Path, own_template: str | None, name: str, projector: bool) -> frozenset[Capability]:
+def _of_gguf(path: Path, digest: str, own: str | None, name: str, projector: bool) -> frozenset[Capability]:
+    """Read once: what a digest names never changes."""
     info = read_gguf(path)
-    if info.architecture in ENCODERS:
-        return frozenset(("embedding",))
-    found: set[Capability] = {"completion", "embedding", "score"}
-    template = own_template or info.template
+    pooling = info.metadata.get(f"{info.architecture}.pooling_type")
+    if pooling or info.architecture in ENCODERS:
+        return frozenset(("rerank",) if pooling == _RANK else ("embedding",))
+    found: set[Capability] = {"completion"}
+    template = own or info.template
     # Any model that was taught to converse can be asked for calls: where its template has no form for them, `tools.py`
     # describes the functions in words and a grammar keeps the call well-formed. How wisely it calls is the model's own.
     if template or prompt_form(name) or prompt_form(info.architecture):

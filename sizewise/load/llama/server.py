@@ -1,7 +1,7 @@
 """A GGUF model that is served: one child process with the engine's native server, with a fixed context per request.
 
 The server batches the requests under way and keeps prompts that it has seen. It listens on the loopback and answers
-only who knows its key. Blocking; the HTTP side (`serve/native.py`) calls this from threads and talks to the server itself.
+only who knows its key. Blocking; the HTTP side (`serve/native.py`) calls this from threads and streams by itself.
 """
 
 import os

@@ -30,7 +30,7 @@ from sizewise.load.runner import Ability, Options
 from sizewise.load.templates import prompt_form, render_chat, render_without_template
 
 # Architectures without a next token: what they make of a text is an embedding.
-_ENCODERS = frozenset(
+ENCODERS = frozenset(
     ("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert")
 )
 _CONTEXT = 4096  # where the file does not say
@@ -161,7 +161,7 @@ class LlamaCpp:
         self.close()
 
     def _abilities(self) -> tuple[Ability, ...]:
-        if self._info.architecture in _ENCODERS:
+        if self._info.architecture in ENCODERS:
             return ("embed",)
         able: tuple[Ability, ...] = ("generate", "score", "text_score", "embed")
         return (*able, "chat") if self._template or self._form() else able
