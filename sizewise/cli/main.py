@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sizewise import __version__
-from sizewise.cli import choosing, making, measuring, models
+from sizewise.cli import choosing, making, measuring, models, serving
 from sizewise.core.errors import SizewiseError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -47,6 +47,7 @@ def build(argv: Sequence[str]) -> typer.Typer:
         """Find, make, run and prove the smallest language model that does a job."""
 
     models.register(app)
+    serving.register(app)
     making.register(app, with_methods="make" in argv)
     measuring.register(app)
     choosing.register(app)

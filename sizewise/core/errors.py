@@ -2,6 +2,7 @@
 
     SizewiseError                     exit
     ├── EngineFailed                    1   a model's process died or answered nonsense
+    │   └── Crashing                    1   it died several times in a row (says when it will be tried again)
     ├── UsageError                      2   the command, a task file or a row is wrong
     │   ├── UnknownName                 2   no such model, method, metric or key (names the nearest)
     │   ├── BadRow                      2   file:line and what was expected there
@@ -36,6 +37,16 @@ class SizewiseError(Exception):
 
 class EngineFailed(SizewiseError):
     """The process that runs a model died, timed out or sent something that is no answer."""
+
+
+class Crashing(EngineFailed):
+    """A model's process keeps dying, so that for a while none is started. `retry_after_s` says how long."""
+
+    def __init__(self, what: str, crashes: int, retry_after_s: int = 1) -> None:
+        super().__init__(
+            f"{what}: its process died {crashes} times within a minute; it is tried again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
 
 
 class UsageError(SizewiseError):

@@ -32,13 +32,13 @@ def cpu_seconds(pids: Iterable[int]) -> float:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        total += _exact_cpu_seconds(process.pid) or times.user + times.system
+        total += exact_cpu_seconds(process.pid) or times.user + times.system
         if process.pid != os.getpid():
             total += times.children_user + times.children_system
     return total
 
 
-def _exact_cpu_seconds(pid: int) -> float | None:
+def exact_cpu_seconds(pid: int) -> float | None:
     """A process's CPU time in nanosecond steps; the usual counters step by 10 ms. None where there is no such clock."""
     if pid == os.getpid():
         return time.process_time()

@@ -40,7 +40,7 @@ class EnergyWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cpu_s = self.clock.read()
-        self._package_j = _spent(self._packages, read_rapl(self.powercap))
+        self._package_j = spent(self._packages, read_rapl(self.powercap))
         after = _read_gpus()
         self._gpu_j = after - self._gpus if after is not None and self._gpus is not None else None
 
@@ -87,7 +87,7 @@ def read_rapl(powercap: Path = POWERCAP) -> dict[str, tuple[int, int]] | None:
     return found or None
 
 
-def _spent(before: dict[str, tuple[int, int]] | None, after: dict[str, tuple[int, int]] | None) -> float | None:
+def spent(before: dict[str, tuple[int, int]] | None, after: dict[str, tuple[int, int]] | None) -> float | None:
     """Joules between two readings, each counter having started again at most once."""
     if before is None or after is None:
         return None

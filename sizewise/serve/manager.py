@@ -1,0 +1,289 @@
+"""Loaded models: one session each, loaded on demand, kept for a while, pushed out when memory or places are wanted.
+
+    lease -> a place in the queue -> a place at the model -> its session, loaded if it is not -> the answer -> all back
+
+What changes a session (loading, unloading, a larger context) happens under the model's own lock, one change at a time,
+and loads happen one after the other, so that memory measured before a load is true when it begins.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Protocol
+
+from sizewise.core.errors import EngineFailed
+from sizewise.core.model import Model
+from sizewise.core.references import parse_name
+from sizewise.load.models import find_stored
+from sizewise.load.store.store import Store
+from sizewise.serve import memory
+from sizewise.serve.admission import Admission
+from sizewise.serve.body import BadField
+from sizewise.serve.errors import HttpError
+from sizewise.serve.lease import UNSET, KeepAlive, Lease, Unset
+from sizewise.serve.metrics import Metrics
+from sizewise.serve.resident import Loaded, Resident
+from sizewise.serve.session import Session
+from sizewise.serve.settings import Settings, parse_duration
+
+__all__ = ["UNSET", "KeepAlive", "Lease", "Loaded", "Manager"]
+DEFAULT_CONTEXT = 8192
+LEAST_CONTEXT = 1024  # an automatic context is not made smaller than this
+
+
+class Opener(Protocol):
+    """How a model becomes a session."""
+
+    def __call__(
+        self, model: Model, *, context: int, parallel: int, threads: int | None, load_timeout: float
+    ) -> Awaitable[Session]: ...
+
+
+async def _open(model: Model, *, context: int, parallel: int, threads: int | None, load_timeout: float) -> Session:
+    from sizewise.serve.opening import open_session
+
+    return await open_session(model, context=context, parallel=parallel, threads=threads, load_timeout=load_timeout)
+
+
+class Manager:
+    """All models of one server. Lives in one event loop."""
+
+    def __init__(
+        self, settings: Settings, store: Store, *, metrics: Metrics | None = None, opener: Opener = _open
+    ) -> None:
+        self.settings, self.store = settings, store
+        self.metrics = metrics or Metrics()
+        self.admission = Admission(settings.max_queue)
+        self.closing = False
+        self._opener = opener
+        self._residents: dict[str, Resident] = {}  # by digest
+        self._loading = asyncio.Lock()
+        self._freed = asyncio.Event()
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    def find(self, name: str) -> Model:
+        """The model of a name in the store; never a path or an address.
+
+        Raises:
+            UsageError: the name is empty or has no valid form.
+            UnknownName: the store has no such model.
+        """
+        if not name:
+            raise BadField("model", "is required")
+        return find_stored(parse_name(name), self.store)
+
+    def lease(self, name: str, *, context: int | None = None, keep_alive: KeepAlive = UNSET) -> Lease:
+        """Hold a model for one request, loading it if need be.
+
+        Args:
+            name: a name in the store.
+            context: tokens that the request asks for; None = the model's or the server's default.
+            keep_alive: seconds that the model stays after the request; None = for ever.
+
+        Raises (on entering):
+            UnknownName: the store has no such model.
+            Busy: the queue is full.
+            DoesNotFit: there is no memory for it, and nothing idle that could go.
+            BadModel, EngineFailed, Crashing: it cannot be loaded.
+        """
+        return Lease(self, name, context, keep_alive)
+
+    def touch(self, name: str, keep_alive: KeepAlive) -> None:
+        """Set how long a loaded model stays, from now."""
+        resident = self._residents.get(self.find(name).digest)
+        if resident and resident.session:
+            self.set_keep_alive(resident, keep_alive)
+            if not resident.users:
+                resident.start_timer(self._expire)
+
+    async def unload(self, name: str) -> bool:
+        """Unload a model when its requests have ended; False where it was not loaded."""
+        spelled = str(parse_name(name)).removesuffix(":latest")
+        found = [one for one in self._residents.values() if spelled in one.names and one.session]
+        for resident in found:
+            async with resident.changing:
+                await resident.wait_idle(self.settings.grace_s)
+                await self._discard(resident)
+        return bool(found)
+
+    def loaded(self) -> list[Loaded]:
+        """Loaded models, those that stay longest first."""
+        found = [one for resident in self._residents.values() if (one := resident.loaded())]
+        return sorted(found, key=lambda one: one.expires_at.timestamp() if one.expires_at else 1e18, reverse=True)
+
+    def pids(self) -> list[int]:
+        """The processes of all models."""
+        return [pid for one in self._residents.values() if one.session for pid in one.session.pids()]
+
+    async def close(self, grace_s: float) -> None:
+        """Let requests end for `grace_s` seconds, then unload everything; what still runs ends with EngineFailed."""
+        self.closing = True
+        deadline = time.monotonic() + grace_s
+        for resident in list(self._residents.values()):
+            await resident.wait_idle(max(0.0, deadline - time.monotonic()))
+        await asyncio.gather(*(self._discard(one) for one in list(self._residents.values())))
+        for task in self._tasks:
+            task.cancel()
+
+    # What leases ask for
+
+    def resident(self, name: str) -> Resident:
+        """The book's page for a name."""
+        if self.closing:
+            raise HttpError(503, "the server is shutting down", {"Retry-After": "5"})
+        model = self.find(name)
+        resident = self._residents.get(model.digest)
+        if resident is None:
+            resident = self._residents[model.digest] = Resident(model, self.admission, self.settings.parallel)
+        for other in self._residents.values():
+            if model.name in other.names and other is not resident:  # the name means another model now
+                other.names.discard(model.name)
+                if other.session and not other.names:
+                    self._expire(other)
+        resident.names.add(model.name)
+        return resident
+
+    async def ready(self, resident: Resident, context: int | None, *, grown: bool = False) -> Session:
+        """The session, with one more user; loaded, or loaded again with another context, where it must be."""
+        wanted, explicit = self._context(resident.model, context)
+        if not resident.changing.locked() and self._suits(resident, wanted, explicit):
+            return resident.take()
+        task = asyncio.ensure_future(self._change(resident, wanted, explicit, grown=grown))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The load goes on for those who wait for it; it only loses this user.
+            task.add_done_callback(lambda done: self._undo(done, resident))
+            raise
+
+    def give_back(self, resident: Resident) -> None:
+        """A user has ended."""
+        resident.give_back()
+        if resident.users:
+            return
+        self._freed.set()
+        if resident.session and not resident.alive:
+            self._spawn(self._bury(resident))
+        elif resident.session:
+            resident.start_timer(self._expire)
+
+    def set_keep_alive(self, resident: Resident, keep_alive: KeepAlive) -> None:
+        """From the request, else the model, else the settings."""
+        own = resident.model.defaults.get("keep_alive")
+        if not isinstance(keep_alive, Unset):
+            resident.keep_alive_s = keep_alive
+        else:
+            resident.keep_alive_s = self.settings.keep_alive_s if own is None else parse_duration(own)
+
+    def may_grow(self, resident: Resident, context: int | None, larger: int) -> bool:
+        """Whether a context may be made larger: nobody asked for this one, and there is memory."""
+        if self._context(resident.model, context)[1]:
+            return False
+        others = [pid for pid in self.pids() if not resident.session or pid not in resident.session.pids()]
+        mine = resident.memory_bytes
+        need = memory.estimate(resident.model, larger, self.settings.parallel)
+        return need <= memory.available(others) + mine
+
+    # Changes
+
+    def _context(self, model: Model, asked: int | None) -> tuple[int, bool]:
+        """The context to load with, and whether somebody asked for just this one."""
+        stored = model.defaults.get("num_ctx")
+        told = asked or (stored if isinstance(stored, int) and stored > 0 else None) or self.settings.context
+        most = model.context_length or told or DEFAULT_CONTEXT
+        return min(told or DEFAULT_CONTEXT, most), told is not None
+
+    def _suits(self, resident: Resident, wanted: int, explicit: bool) -> bool:
+        """Whether the session can be used as it is: an automatic context takes what is there."""
+        return resident.alive and (resident.context == wanted if explicit else True)
+
+    async def _change(self, resident: Resident, wanted: int, explicit: bool, *, grown: bool) -> Session:
+        async with resident.changing:
+            if grown and resident.alive and resident.context >= wanted:  # another request has made it larger
+                return resident.take()
+            if not grown and self._suits(resident, wanted, explicit):
+                return resident.take()
+            await resident.wait_idle()
+            await self._discard(resident)
+            resident.breaker.check(resident.model.name)
+            async with self._loading:
+                await self._load(resident, wanted, may_shrink=not explicit and not grown)
+            return resident.take()
+
+    async def _load(self, resident: Resident, wanted: int, *, may_shrink: bool) -> None:
+        context = await self._make_room(resident, wanted, may_shrink=may_shrink)
+        start = time.monotonic()
+        settings = self.settings
+        try:
+            session = await self._opener(
+                resident.model,
+                context=context,
+                parallel=settings.parallel,
+                threads=settings.threads,
+                load_timeout=settings.load_timeout_s,
+            )
+        except EngineFailed:
+            resident.breaker.crashed()
+            raise
+        resident.session, resident.context = session, session.context
+        resident.memory_bytes = await asyncio.to_thread(memory.held, session.pids())
+        self.metrics.loaded(resident.model.name, time.monotonic() - start)
+
+    async def _make_room(self, resident: Resident, wanted: int, *, may_shrink: bool) -> int:
+        """Push out idle models, least recently used first, until there is room; returns the context that fits."""
+        model, settings = resident.model, self.settings
+        while True:
+            need = memory.estimate(model, wanted, settings.parallel)
+            have = memory.available(self.pids())
+            others = [one for one in self._residents.values() if one.session and one is not resident]
+            crowded = settings.max_loaded is not None and len(others) >= settings.max_loaded
+            if need <= have and not crowded:
+                return wanted
+            idle = sorted((one for one in others if one.idle), key=lambda one: one.used_at)
+            if idle:
+                async with idle[0].changing:
+                    await self._discard(idle[0])
+                self.metrics.evicted(idle[0].model.name)
+                continue
+            if need > have and need > have + sum(one.memory_bytes for one in others):
+                if not may_shrink or wanted <= LEAST_CONTEXT:
+                    raise memory.does_not_fit(model, need, have, wanted)
+                wanted = max(LEAST_CONTEXT, wanted // 2)
+                continue
+            self._freed.clear()
+            await self._freed.wait()
+
+    async def _discard(self, resident: Resident) -> None:
+        """End the session. The caller holds `changing`, or the server ends."""
+        resident.stop_timer()
+        session, resident.session = resident.session, None
+        if session is None:
+            return
+        if not session.alive:
+            resident.breaker.crashed()
+            self.metrics.crashed(resident.model.name)
+        await session.close()
+        resident.memory_bytes = 0
+        self._freed.set()
+
+    async def _bury(self, resident: Resident) -> None:
+        async with resident.changing:
+            if resident.session and not resident.alive and not resident.users:
+                await self._discard(resident)
+
+    def _expire(self, resident: Resident) -> None:
+        self._spawn(self._unload_idle(resident))
+
+    async def _unload_idle(self, resident: Resident) -> None:
+        async with resident.changing:
+            if not resident.users and resident.line.empty:
+                await self._discard(resident)
+
+    def _undo(self, done: "asyncio.Future[Session]", resident: Resident) -> None:
+        if not done.cancelled() and not done.exception():
+            self.give_back(resident)
+
+    def _spawn(self, work: Awaitable[object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

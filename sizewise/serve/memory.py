@@ -1,0 +1,99 @@
+"""Memory: what a model will need, what its processes hold, and what the machine has left. All in bytes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sizewise.core.errors import DoesNotFit
+from sizewise.core.model import Model
+from sizewise.core.units import format_bytes
+
+CGROUP = Path("/sys/fs/cgroup")
+RESERVE = 128 * 2**20  # left to everything else
+_PROCESS = 110 * 2**20  # a child with the engine in it, before any weights
+_TORCH_PROCESS = 420 * 2**20
+_KV_UNKNOWN = 64 * 2**10  # bytes of cache for each token where the file does not say: a model of one billion weights
+
+
+def estimate(model: Model, context: int, parallel: int) -> int:
+    """The most that a model's processes will hold while they answer, weights included.
+
+    Args:
+        model: what would be loaded.
+        context: tokens of one request.
+        parallel: requests at the same time.
+    """
+    if model.kind == "endpoint":
+        return 0
+    if model.kind != "gguf":
+        return model.size_bytes * (2 if model.kind == "checkpoint" else 1) + _TORCH_PROCESS
+    from sizewise.load.gguf.file import read_gguf
+
+    info = read_gguf(next(iter(model.files.values())))
+    cache = (info.kv_bytes_per_token or _KV_UNKNOWN) * context * parallel
+    width = info.embedding_length or 4096
+    vocabulary = max((tensor.shape[-1] for tensor in info.tensors if tensor.name == "token_embd.weight"), default=0)
+    scratch = 512 * 4 * (vocabulary + 16 * width)
+    return model.size_bytes + cache + scratch + _PROCESS
+
+
+def held(pids: Iterable[int]) -> int:
+    """What processes and all that they started hold now; pages that several of them map count once."""
+    from sizewise.measure.processes import process_tree
+
+    family = process_tree(pids)
+    return sum(_proportional(process.pid) for process in family)
+
+
+def mapped(pids: Iterable[int]) -> int:
+    """Of that, pages of files: the system counts them as available although the model reads them for every token."""
+    total = 0
+    for pid in pids:
+        for line in _lines(Path(f"/proc/{pid}/status")):
+            if line.startswith("RssFile:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def available(pids: Iterable[int] = ()) -> int:
+    """What could be taken without pushing out the models of `pids`, within the limits of this container too."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit = _number(CGROUP / "memory.max")
+    used = _number(CGROUP / "memory.current")
+    if limit is not None and used is not None:
+        cached = sum(int(line.split()[1]) for line in _lines(CGROUP / "memory.stat") if line.startswith(_CACHED))
+        free = min(free, limit - used + cached)
+    return max(0, free - mapped(pids) - RESERVE)
+
+
+_CACHED = ("inactive_file ", "active_file ")
+
+
+def does_not_fit(model: Model, need: int, have: int, context: int) -> DoesNotFit:
+    """The error that names both numbers."""
+    return DoesNotFit(
+        f"{model.name} needs {format_bytes(need)} of memory with a context of {context} tokens, but "
+        f"{format_bytes(have)} are free: ask for a smaller context, or stop another model"
+    )
+
+
+def _proportional(pid: int) -> int:
+    for line in _lines(Path(f"/proc/{pid}/smaps_rollup")):
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # the process has ended, or its pages are not ours to see
+        return []
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such controller, or "max": no limit
+        return None
