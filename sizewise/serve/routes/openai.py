@@ -12,14 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sizewise.core.errors import SizewiseError
 from sizewise.core.model import Model
 from sizewise.core.references import parse_name
+from sizewise.serve.errors import openai_body
 from sizewise.serve.job import Done, Event, Job, TokenLogprob
 from sizewise.serve.manager import Manager
 from sizewise.serve.routes.asking import ask, lease
 from sizewise.serve.routes.common import Item, json_answer, manager_of, read_fields, sse
 from sizewise.serve.session import Session
-from sizewise.serve.wire import openai_chat, openai_completions, openai_embeddings
+from sizewise.serve.wire import openai_chat, openai_completions, openai_embeddings, responses
 from sizewise.serve.wire.openai_completions import AskedCompletion, Completion, Prompt
 
 
@@ -115,6 +117,39 @@ async def _echo(manager: Manager, answer: Completion) -> list[int]:
     return [count for _, count, _ in echoed for _ in range(asked.n)]
 
 
+async def respond(request: Request) -> Response:
+    """POST /v1/responses."""
+    asked, manager = responses.parse(await read_fields(request)), manager_of(request)
+    model = manager.find(asked.model)
+    answer, job = responses.Responder(asked, model, int(time.time())), asked.jobs(model)[0]
+    if asked.stream:
+        return sse(_response_events(manager, asked, job, answer), asked.warnings)
+    async with aclosing(ask(manager, asked, [job])) as events:
+        async for _, event in events:
+            for _ in answer.events(event):
+                pass
+    return json_answer(answer.body(), asked.warnings)
+
+
+async def _response_events(
+    manager: Manager, asked: responses.AskedResponse, job: Job, answer: responses.Responder
+) -> AsyncIterator[Item]:
+    begun = False
+    try:
+        async with aclosing(ask(manager, asked, [job])) as events:
+            async for _, event in events:
+                for told in (*(() if begun else answer.begin()), *answer.events(event)):
+                    yield told
+                begun = True
+    except SizewiseError as error:
+        if not begun:
+            raise
+        yield answer.fail(openai_body(error)["error"])
+        return
+    for told in answer.end():
+        yield told
+
+
 async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings."""
     asked = openai_embeddings.parse(await read_fields(request))
@@ -152,6 +187,7 @@ def _listed(name: str, modified: float) -> dict[str, Any]:
 ROUTES = [
     Route("/v1/chat/completions", chat, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", respond, methods=["POST"]),
     Route("/v1/embeddings", embeddings, methods=["POST"]),
     Route("/v1/models", models, methods=["GET"]),
     Route("/v1/models/{id:path}", model, methods=["GET"]),

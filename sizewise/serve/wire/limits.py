@@ -8,23 +8,16 @@ import binascii
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sizewise.core.errors import UsageError
+from sizewise.serve import constraints
 from sizewise.serve.body import BadField, Fields
 
 MOST_STOPS, MOST_STOP_BYTES = 16, 256
-MOST_SCHEMA_BYTES, MOST_SCHEMA_DEPTH = 64 * 1024, 64
-MOST_PATTERN = 512  # characters of one pattern, and also what its counts may multiply to
-MOST_REPEAT = 2000  # of minLength, maxItems and the like: the engine unrolls them
-MOST_TOOLS = 128
-MOST_GRAMMAR_BYTES, MOST_GRAMMAR_DEPTH = 64 * 1024, 64
+MOST_TOOLS, MOST_TOOL_BYTES = 128, 256 * 1024
 MOST_IMAGES, MOST_IMAGE_BYTES, MOST_SIDE = 16, 20 << 20, 8192
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-_DATA = frozenset(("enum", "const", "default", "examples", "example"))  # their values are no schemas
-_MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
-_TYPES = frozenset(("string", "number", "integer", "boolean", "object", "array", "null"))
 
 
 def stops(fields: Fields, key: str = "stop", *, most: int = MOST_STOPS) -> tuple[str, ...] | None:
@@ -39,56 +32,29 @@ def stops(fields: Fields, key: str = "stop", *, most: int = MOST_STOPS) -> tuple
 
 
 def schema(value: Any, where: str) -> dict[str, Any]:
-    """A JSON schema that the engine may turn into a grammar.
+    """A JSON schema; see `constraints.checked_schema`.
 
     Raises:
-        BadField: too large or deep, a pattern or count that it cannot take, or a `$ref` that leads nowhere.
+        BadField: it is none, or asks for more than an engine can take.
     """
-    if not isinstance(value, dict):
-        raise BadField(where, "must be a JSON schema, an object")
-    size = len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    if size > MOST_SCHEMA_BYTES:
-        raise BadField(where, f"is a schema of {size} bytes; at most {MOST_SCHEMA_BYTES} are allowed")
-    for part, path in _parts(value, where, 0):
-        _check_type(part, path)
-        _check_counts(part, path)
-        if "pattern" in part:
-            pattern(part["pattern"], f"{path}.pattern")
-        if "$ref" in part:
-            _follow(value, part["$ref"], f"{path}.$ref")
-    return value
-
-
-def pattern(text: Any, where: str) -> str:
-    """A regular expression inside a schema: anchored, valid, and small after its counts are unrolled."""
-    if not isinstance(text, str) or len(text) > MOST_PATTERN:
-        raise BadField(where, f"must be a regular expression of at most {MOST_PATTERN} characters")
-    if not (text.startswith("^") and text.endswith("$")):
-        raise BadField(where, "must begin with ^ and end with $")
     try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise BadField(where, f"is no regular expression ({error})") from error
-    if _unrolled(text) > MOST_PATTERN:
-        raise BadField(where, f"its counts multiply to more than {MOST_PATTERN}")
-    return text
+        return constraints.checked_schema(value, where)
+    except UsageError as error:
+        raise _about(where, error) from error
 
 
 def grammar(text: str, where: str) -> str:
-    """A GBNF grammar whose size and nesting the engine's recursive parser can take."""
-    if len(text.encode("utf-8")) > MOST_GRAMMAR_BYTES:
-        raise BadField(where, f"is longer than {MOST_GRAMMAR_BYTES} bytes")
-    depth = 0
-    for char in re.sub(r'"(?:[^"\\\n]|\\.)*"|\[(?:[^\]\\\n]|\\.)*\]|#[^\n]*', "", text):
-        depth += (char == "(") - (char == ")")
-        if depth > MOST_GRAMMAR_DEPTH:
-            raise BadField(where, f"nests more than {MOST_GRAMMAR_DEPTH} levels deep")
-    if not re.search(r"(?m)^\s*root\s*::=", text):
-        raise BadField(where, "has no rule named root")
-    counts = [int(number) for found in re.findall(r"\{([0-9, ]+)\}", text) for number in re.findall("[0-9]+", found)]
-    if any(number > MOST_REPEAT for number in counts):
-        raise BadField(where, f"repeats something more than {MOST_REPEAT} times")
+    """A GBNF grammar; see `constraints.check_grammar`."""
+    try:
+        constraints.check_grammar(text)
+    except UsageError as error:
+        raise _about(where, error) from error
     return text
+
+
+def _about(where: str, error: UsageError) -> BadField:
+    """The same refusal, with the name of the field that it is about."""
+    return BadField(where, str(error).removeprefix(where).lstrip(": "))
 
 
 def tools(value: Any, where: str = "tools") -> tuple[dict[str, Any], ...]:
@@ -102,8 +68,8 @@ def tools(value: Any, where: str = "tools") -> tuple[dict[str, Any], ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise BadField(where, f"two tools are named {twice!r}")
-    if len(json.dumps(found)) > 4 * MOST_SCHEMA_BYTES:
-        raise BadField(where, f"are more than {4 * MOST_SCHEMA_BYTES} bytes in all")
+    if len(json.dumps(found)) > MOST_TOOL_BYTES:
+        raise BadField(where, f"are more than {MOST_TOOL_BYTES} bytes in all")
     return tuple(found)
 
 
@@ -207,82 +173,3 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
         width, height = struct.unpack("<HH", data[26:30])
         return width & 0x3FFF, height & 0x3FFF
     return None
-
-
-def _parts(value: Any, path: str, depth: int, names: bool = False) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Every schema within a schema, with where it stands. `names`: the object's keys are names, not keywords."""
-    if depth > MOST_SCHEMA_DEPTH:
-        raise BadField(path[:120], f"nests more than {MOST_SCHEMA_DEPTH} levels deep")
-    if isinstance(value, dict):
-        if not names:
-            yield value, path[:120]
-        for key, part in value.items():
-            if names or key not in _DATA:
-                yield from _parts(part, f"{path}.{key}", depth + 1, not names and key in _MAPS)
-    elif isinstance(value, list):
-        for place, part in enumerate(value):
-            yield from _parts(part, f"{path}[{place}]", depth + 1)
-
-
-def _check_type(part: Mapping[str, Any], path: str) -> None:
-    kinds = part.get("type")
-    if kinds is None:
-        return
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if not isinstance(kind, str) or kind not in _TYPES:
-            raise BadField(f"{path}.type", f"is {kind!r:.40}; expected one of {', '.join(sorted(_TYPES))}")
-
-
-def _check_counts(part: Mapping[str, Any], path: str) -> None:
-    for key in _COUNTS:
-        count = part.get(key)
-        if count is None:
-            continue
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST_REPEAT:
-            raise BadField(f"{path}.{key}", f"must be a whole number from 0 to {MOST_REPEAT}")
-
-
-def _follow(root: dict[str, Any], reference: Any, where: str) -> None:
-    """A reference must lead to a part of the same schema that is more than another reference back to it."""
-    seen = set()
-    while True:
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            raise BadField(where, "must point into the schema itself (#/$defs/...)")
-        if reference in seen:
-            raise BadField(where, f"{reference:.60} leads back to itself")
-        seen.add(reference)
-        part: Any = root
-        for step in reference.split("/")[1:]:
-            name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(part, list) and name.isdigit() and int(name) < len(part):
-                part = part[int(name)]
-            elif isinstance(part, dict) and name in part:
-                part = part[name]
-            else:
-                raise BadField(where, f"{reference:.60} leads nowhere")
-        if not isinstance(part, dict):
-            raise BadField(where, f"{reference:.60} leads to no schema")
-        if not isinstance(part.get("$ref"), str):
-            return
-        reference = part["$ref"]
-
-
-def _unrolled(text: str) -> int:
-    """How much a pattern's nested counts multiply to: `((a{9}){9}){9}` is 729."""
-    most, levels = 1, [1]
-    tokens = re.findall(r"\\.|\[(?:\\.|[^\]\\])*\]|\{[0-9]+(?:,[0-9]*)?\}|[()]|.", text, re.DOTALL)
-    last = 1  # what the part before a count already multiplies to
-    for token in tokens:
-        if token == "(":
-            levels.append(1)
-            last = 1
-        elif token == ")":
-            last = levels.pop() if len(levels) > 1 else levels[0]
-            levels[-1] = max(levels[-1], last)
-        elif len(token) > 2 and token[0] == "{":
-            last *= max(1, *(int(number[:9]) for number in re.findall("[0-9]+", token)))
-            levels[-1] = max(levels[-1], last)
-            most = max(most, last)
-        else:
-            last = 1
-    return most
