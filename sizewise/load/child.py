@@ -104,6 +104,10 @@ class Child:
             except (BrokenPipeError, EOFError) as error:
                 raise self._death() from error
 
+    def kill(self) -> None:
+        """End the child at once, whatever it does; a call that waits for it raises EngineFailed."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the child. Safe to call twice."""
         if not self._to.closed:

@@ -20,10 +20,10 @@ _CONTEXT = 4096  # where the file does not say
 
 
 class LlamaServer:
-    """The process and its address. Whatever it is asked raises EngineFailed once the process has died."""
+    """The process and its address: made, then loaded. Once the process has died, every call raises EngineFailed."""
 
     def __init__(self, model: Model, *, context: int, parallel: int, threads: int | None = None) -> None:
-        """Check the file, start the process and load the model.
+        """Check the file and start the process.
 
         Args:
             model: a model of kind gguf.
@@ -33,17 +33,25 @@ class LlamaServer:
 
         Raises:
             BadModel: the file is cut short, is no GGUF or has an unknown architecture.
-            DoesNotFit: the memory that is free does not hold it.
-            EngineFailed: the engine cannot load it.
         """
         self.model = model
         self.path = model.files.get(GGUF_FILE) or next(iter(model.files.values()))
         self.info: GgufInfo = read_gguf(self.path)
         self.trained_context = self.info.context_length or _CONTEXT
         self.context, self.parallel = context, parallel
+        self._engine_threads = threads or len(os.sched_getaffinity(0))
         self._child = Child("sizewise.load.runners._llamacpp_child", model.name)
+
+    def load(self) -> None:
+        """Load the model and start to listen; the process ends where that fails.
+
+        Raises:
+            BadModel: the engine cannot read the file.
+            DoesNotFit: the memory that is free does not hold it.
+            EngineFailed: the engine cannot serve it, or died.
+        """
         try:
-            self._load(threads or len(os.sched_getaffinity(0)))
+            self._load(self._engine_threads)
         except BaseException:
             self._child.close()
             raise
@@ -80,6 +88,10 @@ class LlamaServer:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._child.alive
+
+    def kill(self) -> None:
+        """End the process at once; a call under way raises EngineFailed."""
+        self._child.kill()
 
     def close(self) -> None:
         """End the process. Safe to call twice."""
