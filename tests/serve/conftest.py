@@ -1,0 +1,64 @@
+"""Real servers for the tests: one for all (`server`), special ones (`start_server`), and the application in process."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from served import Served, StartServer, launch, save_smollm2, save_tiny
+from starlette.testclient import TestClient
+
+from sizewise.load.store.store import Store
+from sizewise.serve.access_log import Log
+from sizewise.serve.app import create_app
+from sizewise.serve.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def smollm2_home(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose store holds SmolLM2 as `smollm2`."""
+    home = tmp_path_factory.mktemp("served")
+    save_smollm2(home, smollm2)
+    return home
+
+
+@pytest.fixture(scope="session")
+def server(smollm2_home: Path) -> Iterator[Served]:
+    """A server with SmolLM2 as `smollm2`; leave its store as it was."""
+    served = launch(smollm2_home)
+    yield served
+    served.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose store holds three random Llamas: `tiny`, `tiny2`, `tiny3`."""
+    home = tmp_path_factory.mktemp("tiny")
+    for seed, name in enumerate(("tiny", "tiny2", "tiny3")):
+        save_tiny(Store(home / "models"), home, name, seed)
+    return home
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """`launch`, with the servers ended after the test."""
+    started: list[Served] = []
+
+    def start(home: Path, *arguments: str, **variables: str) -> Served:
+        started.append(launch(home, *arguments, **variables))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture(scope="module")
+def app_client(tiny_home: Path) -> Iterator[TestClient]:
+    """The application in this process, with the tiny models (a child process runs each); base URL http://localhost."""
+    with open(os.devnull, "w") as nowhere:
+        app = create_app(Settings(threads=2, context=256), Store(tiny_home / "models"), log=Log(nowhere))
+        with TestClient(app, base_url="http://localhost") as client:
+            yield client
+            assert client.portal
+            client.portal.call(app.state.manager.close, 0.0)
