@@ -81,7 +81,7 @@ def _tags(store: Store) -> list[dict[str, Any]]:
     for manifest in sorted(store.list(), key=lambda one: one.modified_at, reverse=True):
         try:
             model = find_stored(manifest.name, store)
-            found.append(tags_entry(manifest, model, sorted(capabilities_of(model))))
+            found.append(tags_entry(manifest, model, capabilities_of(model)))
         except (SizewiseError, OSError):  # the others must still be listed
             continue
     return found
@@ -106,7 +106,7 @@ def _show(name: str, store: Store, verbose: bool) -> dict[str, Any]:
     parsed = parse_name(name)
     model: Model = find_stored(parsed, store)
     manifest: Manifest = store.get(parsed)
-    return show_body(manifest, model, sorted(capabilities_of(model)), verbose=verbose)
+    return show_body(manifest, model, capabilities_of(model), verbose=verbose)
 
 
 ROUTES = [

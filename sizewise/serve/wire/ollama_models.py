@@ -1,6 +1,6 @@
 """Models as Ollama's API lists and shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -32,7 +32,13 @@ def details(model: Model) -> dict[str, Any]:
     }
 
 
-def tags_entry(manifest: Manifest, model: Model, capabilities: Sequence[str]) -> dict[str, Any]:
+def listed(capabilities: Iterable[str]) -> list[str]:
+    """Capabilities in Ollama's sense: there, "embedding" says that a model is for nothing else."""
+    known = {"completion", "tools", "insert", "vision", "embedding", "thinking"}.intersection(capabilities)
+    return sorted(known - {"embedding"} if "completion" in known else known)
+
+
+def tags_entry(manifest: Manifest, model: Model, capabilities: Iterable[str]) -> dict[str, Any]:
     """One model of /api/tags."""
     name = str(manifest.name)
     return {
@@ -42,7 +48,7 @@ def tags_entry(manifest: Manifest, model: Model, capabilities: Sequence[str]) ->
         "size": model.size_bytes,
         "digest": hex_of(manifest.digest),
         "details": details(model),
-        "capabilities": list(capabilities),
+        "capabilities": listed(capabilities),
     }
 
 
@@ -62,7 +68,7 @@ def ps_entry(
     }
 
 
-def show_body(manifest: Manifest, model: Model, capabilities: Sequence[str], *, verbose: bool) -> dict[str, Any]:
+def show_body(manifest: Manifest, model: Model, capabilities: Iterable[str], *, verbose: bool) -> dict[str, Any]:
     """The answer of /api/show. `model_info` is always there: the official client refuses an answer without."""
     template = template_of(model) or ""
     body: dict[str, Any] = {
@@ -73,7 +79,7 @@ def show_body(manifest: Manifest, model: Model, capabilities: Sequence[str], *, 
         "system": model.system,
         "details": details(model),
         "model_info": model_info(model, verbose=verbose),
-        "capabilities": list(capabilities),
+        "capabilities": listed(capabilities),
         "modified_at": moment(manifest.modified_at),
     }
     if model.messages:
