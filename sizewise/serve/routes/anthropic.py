@@ -1,5 +1,6 @@
 """Anthropic's endpoints: messages, and the tokens that they would have."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -18,7 +19,7 @@ from sizewise.serve.wire.anthropic import AskedMessages, Messenger
 async def messages(request: Request) -> Response:
     """POST /v1/messages."""
     asked, manager = anthropic.parse(await read_fields(request)), manager_of(request)
-    job = asked.jobs(manager.find(asked.model))[0]
+    job = asked.jobs(await asyncio.to_thread(manager.find, asked.model))[0]
     answer = Messenger(asked)
     if asked.stream:
         return sse(_events(manager, asked, job, answer), asked.warnings)

@@ -1,5 +1,6 @@
 """OpenAI's endpoints: chat, completions, embeddings, models and responses."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -28,7 +29,7 @@ from sizewise.serve.wire.openai_completions import AskedCompletion, Completion, 
 async def chat(request: Request) -> Response:
     """POST /v1/chat/completions."""
     asked, manager = openai_chat.parse(await read_fields(request)), manager_of(request)
-    model = manager.find(asked.model)
+    model = await asyncio.to_thread(manager.find, asked.model)
     answer = openai_chat.Chat(asked, model, int(time.time()))
     jobs = asked.jobs(model)
     if asked.stream:
@@ -51,7 +52,7 @@ async def _chat_chunks(manager: Manager, answer: openai_chat.Chat, jobs: list[Jo
 async def completions(request: Request) -> Response:
     """POST /v1/completions."""
     asked, manager = openai_completions.parse(await read_fields(request)), manager_of(request)
-    model = manager.find(asked.model)
+    model = await asyncio.to_thread(manager.find, asked.model)
     answer = Completion(asked, model, int(time.time()))
     if asked.stream:
         return sse(_completion_chunks(manager, answer, model), asked.warnings)
@@ -120,7 +121,7 @@ async def _echo(manager: Manager, answer: Completion) -> list[int]:
 async def respond(request: Request) -> Response:
     """POST /v1/responses."""
     asked, manager = responses.parse(await read_fields(request)), manager_of(request)
-    model = manager.find(asked.model)
+    model = await asyncio.to_thread(manager.find, asked.model)
     answer, job = responses.Responder(asked, model, int(time.time())), asked.jobs(model)[0]
     if asked.stream:
         return sse(_response_events(manager, asked, job, answer), asked.warnings)
@@ -167,14 +168,14 @@ async def embeddings(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """GET /v1/models."""
     store = manager_of(request).store
-    data = [_listed(str(manifest.name), manifest.modified_at) for manifest in store.list()]
+    data = [_listed(str(manifest.name), manifest.modified_at) for manifest in await asyncio.to_thread(store.list)]
     return json_answer({"object": "list", "data": data})
 
 
 async def model(request: Request) -> Response:
     """GET /v1/models/{id}."""
     manager = manager_of(request)
-    found = manager.find(request.path_params["id"])
+    found = await asyncio.to_thread(manager.find, request.path_params["id"])
     manifest = manager.store.get(parse_name(found.name))
     return json_answer(_listed(str(manifest.name), manifest.modified_at))
 

@@ -115,10 +115,9 @@ class Chat:
 
     def end(self) -> Iterator[bytes]:
         """What follows the last choice's end."""
-        if self.asked.usage or self.asked.warnings:
-            usage = openai.usage_json(answer.done for answer in self.answers) if self.asked.usage else None
-            told = {"warnings": self.asked.warnings} if self.asked.warnings else {}
-            body = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage, **told}
+        if self.asked.usage:
+            usage = openai.usage_json(answer.done for answer in self.answers)
+            body = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
             yield json.dumps(body, separators=(",", ":")).encode()
         yield openai.END
 
@@ -139,5 +138,7 @@ class Chat:
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
         if piece is not None and self.asked.job.top_logprobs is not None:
             choice["logprobs"] = {"content": [openai.token_json(token) for token in piece.logprobs], "refusal": None}
-        tail = ',"usage":null}' if self.asked.usage else "}"
-        return f"{self._prefix}{json.dumps(choice, separators=(',', ':'))[1:]}]{tail}".encode()
+        tail = ',"usage":null' if self.asked.usage else ""
+        if finish and self.asked.warnings:
+            tail += f',"warnings":{json.dumps(self.asked.warnings)}'
+        return f"{self._prefix}{json.dumps(choice, separators=(',', ':'))[1:]}]{tail}}}".encode()

@@ -160,9 +160,8 @@ class Completion:
 
     def end(self) -> Iterator[dict[str, Any] | bytes]:
         """What follows the last choice's end."""
-        if self.asked.usage or self.asked.warnings:
-            told = {"warnings": self.asked.warnings} if self.asked.warnings else {}
-            yield {**self._head, "choices": [], "usage": self._usage() if self.asked.usage else None, **told}
+        if self.asked.usage:
+            yield {**self._head, "choices": [], "usage": self._usage()}
         yield openai.END
 
     def _chunk(
@@ -174,6 +173,8 @@ class Completion:
         self._lengths[index] += len(text)
         choice = {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
         body: dict[str, Any] = {**self._head, "choices": [choice]}
+        if finish and self.asked.warnings:
+            body["warnings"] = self.asked.warnings
         return {**body, "usage": None} if self.asked.usage else body
 
     def _usage(self) -> dict[str, Any]:
