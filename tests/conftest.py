@@ -63,4 +63,5 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SIZEWISE_HOME", str(home / ".sizewise"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setenv("SIZEWISE_REGISTRIES", "")
     return home

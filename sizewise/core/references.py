@@ -142,6 +142,11 @@ def parse_name(text: str) -> NameRef:
     return name
 
 
+def is_loopback(host: str | None) -> bool:
+    """True for names and addresses of this machine."""
+    return host in ("localhost", "::1") or bool(host and re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
+
+
 def _hub(text: str, rest: str) -> HubRef:
     repo_part, at, after = rest.partition("@")
     revision, file = "main", ""

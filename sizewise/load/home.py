@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from sizewise.core.errors import StorageError
+from sizewise.core.references import DEFAULT_HOST
 
 
 def home() -> Path:
@@ -30,3 +31,12 @@ def ledger_file() -> Path:
 def reports_folder() -> Path:
     """Where the results of fits and comparisons are kept."""
     return home() / "reports"
+
+
+def registries() -> tuple[str, ...]:
+    """Hosts that models may be pulled from and pushed to on request over HTTP: `$SIZEWISE_REGISTRIES`, by commas.
+
+    The first of them is also asked for plain names that the catalogue does not have. Unset: Ollama's own registry.
+    """
+    told = os.environ.get("SIZEWISE_REGISTRIES", DEFAULT_HOST)
+    return tuple(host.strip().lower() for host in told.split(",") if host.strip())

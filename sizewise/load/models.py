@@ -26,6 +26,7 @@ from sizewise.core.references import (
     OpenAIRef,
     PathRef,
     PypiRef,
+    is_loopback,
     parse_name,
     parse_reference,
 )
@@ -172,10 +173,9 @@ def list_models(store: Store | None = None) -> list[Model]:
     return models
 
 
-def base_url(host: str) -> str:
-    """The address of a host: plain HTTP for this machine only."""
-    name = host.rpartition(":")[0] if ":" in host else host
-    return ("http://" if name == "localhost" or name.startswith("127.") else "https://") + host
+def base_url(host: str, insecure: bool = False) -> str:
+    """The address of a host: plain HTTP for this machine only, unless `insecure` is asked for."""
+    return ("http://" if insecure or is_loopback(host.partition(":")[0]) else "https://") + host
 
 
 def _known(name: NameRef, store: Store) -> NameRef:

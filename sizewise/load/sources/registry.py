@@ -28,7 +28,9 @@ _TRIES = 6  # in a row without a single new byte
 _WAIT_S = 0.5  # before the second try; doubles
 
 
-def registry(reference: OllamaRef, target: NameRef, store: Store, *, listen: Listener) -> Manifest:
+def registry(
+    reference: OllamaRef, target: NameRef, store: Store, *, insecure: bool = False, listen: Listener
+) -> Manifest:
     """Pull a model. The manifest is stored as it came, so that Ollama shows the same ID for it.
 
     Raises:
@@ -38,7 +40,7 @@ def registry(reference: OllamaRef, target: NameRef, store: Store, *, listen: Lis
         DigestMismatch: the data is not what the manifest says.
         DiskFull: there is no room.
     """
-    web = Web(base_url(reference.host))
+    web = Web(base_url(reference.host, insecure))
     try:
         with store.writing():
             data = _manifest(reference, web)

@@ -3,22 +3,19 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
 from sizewise import __version__
 from sizewise.core.errors import Unreachable, Unsafe
+from sizewise.core.references import is_loopback
 from sizewise.load.store.layout import MANIFEST_LIMIT
 
+__all__ = ["Web", "is_loopback", "read_limited", "transport_errors"]
 STALL_S = 30.0  # a connection on which nothing arrives for so long is given up and tried again
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-
-def is_loopback(host: str | None) -> bool:
-    """True for names and addresses of this machine."""
-    return host in ("localhost", "::1") or bool(host and re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
 
 
 class Web:
@@ -44,22 +41,51 @@ class Web:
         """
         url = urljoin(self.base, path)
         for _ in range(6):
-            sent = dict(headers)
-            if self.token and urlsplit(url)[:2] == urlsplit(self.base)[:2]:
-                sent["Authorization"] = f"Bearer {self.token}"
-            with _transport_errors(url), self._client.stream("GET", url, headers=sent) as answer:
+            sent = headers | self.trust(url)
+            with transport_errors(url), self._client.stream("GET", url, headers=sent) as answer:
                 if answer.status_code in _REDIRECTS and "location" in answer.headers:
-                    url = self._redirect(url, answer.headers["location"])
+                    url = self.redirect(url, answer.headers["location"])
                     continue
                 yield answer
                 return
         raise Unreachable(f"{self.base}: redirects without end")
 
-    def _redirect(self, url: str, location: str) -> str:
+    def send(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | Iterable[bytes] = b""
+    ) -> httpx.Response:
+        """A request with a body, whose short answer is read at once. Redirects are not followed.
+
+        Raises:
+            Unreachable: no answer.
+        """
+        url = urljoin(self.base, url)
+        with transport_errors(url):
+            request = self._client.build_request(method, url, headers=headers | self.trust(url), content=content)
+            answer = self._client.send(request, stream=True)
+            try:
+                answer.extensions["body"] = read_limited(answer, self.base) if method != "HEAD" else b""
+            finally:
+                answer.close()
+        return answer
+
+    def trust(self, url: str) -> dict[str, str]:
+        """The header with the token, for the host that gave it and for no other."""
+        same = urlsplit(url)[:2] == urlsplit(self.base)[:2]
+        return {"Authorization": f"Bearer {self.token}"} if self.token and same else {}
+
+    def redirect(self, url: str, location: str) -> str:
+        """Where a `Location` header leads.
+
+        Raises:
+            Unsafe: to plain HTTP, or from elsewhere to this machine.
+        """
         target = urljoin(url, location)
         split = urlsplit(target)
         ours = is_loopback(urlsplit(self.base).hostname)
-        if not (split.scheme == "https" or (split.scheme == "http" and ours and is_loopback(split.hostname))):
+        plain = split.scheme == "http" and (
+            split[:2] == urlsplit(self.base)[:2] or (ours and is_loopback(split.hostname))
+        )
+        if split.scheme != "https" and not plain:
             raise Unsafe(f"{self.base}: refused a redirect to {target[:120]!r}, which is not protected by TLS")
         if is_loopback(split.hostname) and not ours:
             raise Unsafe(f"{self.base}: refused a redirect to this machine ({target[:120]!r})")
@@ -78,7 +104,7 @@ class Web:
         if urlsplit(realm)[:2] != urlsplit(self.base)[:2]:
             raise Unsafe(f"{self.base}: refused to authenticate at another host ({realm[:120]!r})")
         query = {key: fields[key] for key in ("service", "scope") if key in fields}
-        with _transport_errors(realm), self._client.stream("GET", realm, params=query) as answer:
+        with transport_errors(realm), self._client.stream("GET", realm, params=query) as answer:
             if answer.status_code != 200:
                 return False
             data = read_limited(answer, self.base)
@@ -105,7 +131,8 @@ def read_limited(answer: httpx.Response, where: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _transport_errors(url: str) -> Iterator[None]:
+def transport_errors(url: str) -> Iterator[None]:
+    """Turn what the HTTP client raises into one line with what to do."""
     try:
         yield
     except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -68,6 +68,15 @@ class Store:
         known = [str(found) for found, _ in self.layout.names()]
         raise UnknownName("model", str(name), known, remedy=f"`sizewise pull {name}` gets it")
 
+    def manifest_bytes(self, name: NameRef) -> bytes:
+        """The manifest of that name as it is written.
+
+        Raises:
+            UnknownName: the store has no such name.
+        """
+        self.get(name)
+        return self._manifest_bytes(self.layout.entries(name)[0])[0]
+
     def blob(self, digest: str) -> Path:
         """The path of a blob, whether or not it is there."""
         return self.layout.blob(digest)
@@ -183,9 +192,7 @@ class Store:
         Raises:
             UnknownName: the store has no such name as `source`.
         """
-        self.get(source)
-        data, _ = self._manifest_bytes(self.layout.entries(source)[0])
-        return self.put_bytes(target, data)
+        return self.put_bytes(target, self.manifest_bytes(source))
 
     def remove(self, name: NameRef) -> None:
         """Take a name away, and the blobs that no other name uses unless somebody is writing just now.
