@@ -1,9 +1,12 @@
 """POST /v1/systemone: typed decisions by any model in the store."""
 
+from contextlib import suppress
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sizewise.core.errors import Unsupported
 from sizewise.core.requests import ScoreRequest
 from sizewise.serve.job import Job, Turn
 from sizewise.serve.routes.common import json_answer, manager_of, read_fields
@@ -33,7 +36,8 @@ async def _by_words(session: Session, asked: AskedDecision) -> Found:
         prompt = await session.render(Job(turns=(Turn("user", question.prompt(asked.state)),)))
         lead = "" if prompt[-1:].isspace() else " "
         requests.append(ScoreRequest(prompt, tuple(lead + word for word in question.words)))
-        read += len(await session.tokenize(prompt, special=True, bos=True))
+        with suppress(Unsupported):  # some engines do not show their tokens; then only those of the options count
+            read += len(await session.tokenize(prompt, special=True, bos=True))
     rows = await session.score(requests)
     read += sum(score.tokens for row in rows for score in row)
     found = {}
