@@ -9,7 +9,6 @@ passed over it in silence would report a smaller model than it made.
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +103,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Family:
+class Family:
     """Where a family keeps its parts, below the model's prefix. `linears`: pattern below the block -> role."""
 
     blocks: str
@@ -130,20 +129,20 @@ _GATED = _roles("mlp.{}_proj", "gate", "up", "down")
 _TWO = ("input_layernorm", "post_attention_layernorm")
 _FOUR = (*_TWO, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _HEADS = ("self_attn.q_norm", "self_attn.k_norm")
-_LLAMA = _Family("layers", "embed_tokens", "norm", _QKVO | _GATED, _TWO)
-_GEMMA = _Family("layers", "embed_tokens", "norm", _QKVO | _GATED, (*_FOUR, *_HEADS), norm_offset=1.0)
-_FAMILIES: dict[str, _Family] = {
+_LLAMA = Family("layers", "embed_tokens", "norm", _QKVO | _GATED, _TWO)
+_GEMMA = Family("layers", "embed_tokens", "norm", _QKVO | _GATED, (*_FOUR, *_HEADS), norm_offset=1.0)
+_FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "granite", "smollm3"), _LLAMA),
-    "qwen3": _Family("layers", "embed_tokens", "norm", _QKVO | _GATED, (*_TWO, *_HEADS)),
+    "qwen3": Family("layers", "embed_tokens", "norm", _QKVO | _GATED, (*_TWO, *_HEADS)),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
-    "phi": _Family(
+    "phi": Family(
         *("layers", "embed_tokens", "final_layernorm"),
         _QKV | {"self_attn.dense": "o", "mlp.fc1": "up", "mlp.fc2": "down"},
         ("input_layernorm", "self_attn.q_layernorm", "self_attn.k_layernorm"),
         norm_kind="layer",
         parallel=True,
     ),
-    "phi3": _Family(
+    "phi3": Family(
         *("layers", "embed_tokens", "norm"),
         {
             "self_attn.qkv_proj": "qkv",
@@ -153,7 +152,7 @@ _FAMILIES: dict[str, _Family] = {
         },
         _TWO,
     ),
-    "phimoe": _Family(
+    "phimoe": Family(
         *("layers", "embed_tokens", "norm"),
         _QKVO
         | {
@@ -165,7 +164,7 @@ _FAMILIES: dict[str, _Family] = {
         _TWO,
         norm_kind="layer",
     ),
-    "falcon": _Family(
+    "falcon": Family(
         *("h", "word_embeddings", "ln_f"),
         {
             "self_attention.query_key_value": "qkv",
@@ -178,7 +177,7 @@ _FAMILIES: dict[str, _Family] = {
         norm_kind="layer",
         parallel=True,
     ),
-    "gpt2": _Family(
+    "gpt2": Family(
         *("h", "wte", "ln_f"),
         {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"},
         ("ln_1", "ln_2"),
@@ -187,7 +186,7 @@ _FAMILIES: dict[str, _Family] = {
         norm_kind="layer",
         transposed=True,
     ),
-    "opt": _Family(
+    "opt": Family(
         *("layers", "embed_tokens", "final_layer_norm"),
         _QKV | {"self_attn.out_proj": "o", "fc1": "up", "fc2": "down"},
         ("self_attn_layer_norm", "final_layer_norm"),
@@ -212,11 +211,31 @@ def layout_of(folder: Path | str) -> Layout:
     """
     folder = Path(folder)
     config = read_config(folder)
-    family = _FAMILIES.get(config.model_type)
-    if family is None:
-        known = ", ".join(FAMILIES)
-        raise Unsupported(f"{folder.name}: the parts of family {config.model_type!r} are not known; known: {known}")
-    return _Reader(folder.name, config, family, _headers(folder)).read()
+    return _Reader(folder.name, config, family_of(config.model_type), _headers(folder)).read()
+
+
+def family_of(model_type: str) -> Family:
+    """The row of a family, by config's model_type.
+
+    Raises:
+        Unsupported: there is no such row.
+    """
+    if model_type not in _FAMILIES:
+        raise Unsupported(f"the parts of family {model_type!r} are not known; known: {', '.join(FAMILIES)}")
+    return _FAMILIES[model_type]
+
+
+def fused_rows(config: Any, role: str) -> Rows:
+    """The parts of a fused matrix in the order of its output rows, from a configuration of transformers."""
+    if role == "gate_up":
+        return (("gate", config.intermediate_size), ("up", config.intermediate_size))
+    if role != "qkv":
+        return ()
+    heads, kv_heads, width = config.num_attention_heads, kv_heads_of(config), head_dim_of(config)
+    interleaved = config.model_type == "falcon" and (config.new_decoder_architecture or not config.multi_query)
+    groups = kv_heads if interleaved else 1
+    shared = kv_heads // groups * width
+    return (("q", heads // groups * width), ("k", shared), ("v", shared)) * groups
 
 
 def read_config(folder: Path) -> Any:
@@ -244,11 +263,11 @@ def _headers(folder: Path) -> dict[str, Tensor]:
 class _Reader:
     """Finds a family's parts among the names of the files."""
 
-    def __init__(self, what: str, config: Any, family: _Family, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, what: str, config: Any, family: Family, tensors: dict[str, Tensor]) -> None:
         self.what, self.config, self.family, self.tensors = what, config, family, tensors
         self.heads: int = config.num_attention_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.kv_heads = _kv_heads(config)
+        self.head_dim = head_dim_of(config)
+        self.kv_heads = kv_heads_of(config)
         # checkpoints of the bare decoder leave out the first part of every name ("h.0..." in GPT-2's own files)
         shorter = family.prefix.partition(".")[2]
         sits = f"{family.prefix}{family.embedding}.weight" in tensors
@@ -327,27 +346,20 @@ class _Reader:
         expert = int(match.group(1)) if match.groups() else None
         first, second = self.tensors[f"{prefix}.{short}.weight"].shape
         shape = (second, first) if self.family.transposed else (first, second)
-        rows = tuple(self._rows(role))
+        rows = fused_rows(self.config, role)
         if rows and sum(count for _, count in rows) != shape[0]:
             raise BadModel(f"{self.what}: {prefix}.{short} has {shape[0]} rows, config.json says {rows}")
         bias = f"{prefix}.{short}.bias" in self.tensors
         return Linear(f"{prefix}.{short}", role, expert, self.family.transposed, bias, rows, shape)
 
-    def _rows(self, role: Role) -> Iterator[tuple[str, int]]:
-        if role == "gate_up":
-            yield from (("gate", self.config.intermediate_size), ("up", self.config.intermediate_size))
-        if role != "qkv":
-            return
-        interleaved = self.config.model_type == "falcon" and (
-            self.config.new_decoder_architecture or not self.config.multi_query
-        )
-        groups = self.kv_heads if interleaved else 1
-        shared = self.kv_heads // groups * self.head_dim
-        for _ in range(groups):
-            yield from (("q", self.heads // groups * self.head_dim), ("k", shared), ("v", shared))
+
+def head_dim_of(config: Any) -> int:
+    """Width of one head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _kv_heads(config: Any) -> int:
+def kv_heads_of(config: Any) -> int:
+    """How many heads have keys and values of their own."""
     if config.model_type == "falcon":
         if config.new_decoder_architecture:
             return int(config.num_kv_heads)
