@@ -125,7 +125,7 @@ def main() -> None:
         "peer": round(peer["seconds"], 2),
         "unit": f"seconds for {len(rows)} rows, loading left out",
         "ratio": round(ratio, 4),
-        "goal": f"ratio <= {GOAL}, same prediction on >= {AGREE:.0%} of the rows, the peer's exact ties counted as such",
+        "goal": f"ratio <= {GOAL}, same prediction on >= {AGREE:.0%} of the rows, ties of the peer counted",
         "holds": ratio <= GOAL and decided >= AGREE,
         "peer_dtype": arguments.peer_dtype,
         "same_predictions": round(same, 4),
