@@ -113,7 +113,12 @@ ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("54 kwargs", CHAT, chat(chat_template_kwargs={"a": 1}), "chat_template_kwargs"),
     ("unknown field", CHAT, chat(temprature=1), "temprature"),
     ("stream_options alone", CHAT, chat(stream_options={"include_usage": True}), "stream_options"),
-    ("response id", "/v1/responses", {"model": "tiny", "input": "x", "previous_response_id": "r"}, "previous_response_id"),
+    (
+        "response id",
+        "/v1/responses",
+        {"model": "tiny", "input": "x", "previous_response_id": "r"},
+        "previous_response_id",
+    ),
     ("response input", "/v1/responses", {"model": "tiny", "input": []}, "input"),
     ("response output", "/v1/responses", {"model": "tiny", "input": [{"type": "item_reference"}]}, "input[0].type"),
     ("response tool", "/v1/responses", {"model": "tiny", "input": "x", "tools": [{"type": "mcp"}]}, "tools[0].type"),
