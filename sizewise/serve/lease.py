@@ -106,7 +106,7 @@ class Lease:
         larger = min(most, max(2 * self.session.context, -(-wanted // _STEP) * _STEP))
         if larger <= max(self.session.context, error.tokens):
             raise error
-        if not self._manager.may_grow(self._resident, self._context, larger):
+        if not await self._manager.may_grow(self._resident, self._context, larger):
             raise error
         self._stop_using()
         await self._use(larger, grown=True)

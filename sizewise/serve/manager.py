@@ -27,7 +27,9 @@ from sizewise.serve.session import Session
 from sizewise.serve.settings import Settings, parse_duration
 
 __all__ = ["UNSET", "KeepAlive", "Lease", "Loaded", "Manager"]
+T = TypeVar("T")
 DEFAULT_CONTEXT = 8192
+ENDING = HttpError(503, "the server is shutting down", {"Retry-After": "5"})
 LEAST_CONTEXT = 1024  # an automatic context is not made smaller than this
 
 
@@ -59,7 +61,8 @@ class Manager:
         self._residents: dict[str, Resident] = {}  # by digest
         self._loading = asyncio.Lock()
         self._freed = asyncio.Event()
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._loads: set[asyncio.Future[Any]] = set()
+        self._chores: set[asyncio.Future[Any]] = set()
 
     def find(self, name: str) -> Model:
         """The model of a name in the store; never a path or an address.
@@ -99,12 +102,15 @@ class Manager:
     async def unload(self, name: str) -> bool:
         """Unload a model when its requests have ended; False where it was not loaded."""
         spelled = str(parse_name(name)).removesuffix(":latest")
-        found = [one for one in self._residents.values() if spelled in one.names and one.session]
-        for resident in found:
-            async with resident.changing:
+        unloaded = False
+        for resident in [one for one in self._residents.values() if spelled in one.names]:
+            if resident.session is None and not resident.changing.locked():
+                continue
+            async with resident.changing:  # requests that come meanwhile wait, and then have it loaded again
                 await resident.wait_idle(self.settings.grace_s)
+                unloaded |= resident.session is not None
                 await self._discard(resident)
-        return bool(found)
+        return unloaded
 
     def loaded(self) -> list[Loaded]:
         """Loaded models, those that stay longest first."""
@@ -121,16 +127,18 @@ class Manager:
         deadline = time.monotonic() + grace_s
         for resident in list(self._residents.values()):
             await resident.wait_idle(max(0.0, deadline - time.monotonic()))
-        await asyncio.gather(*(self._discard(one) for one in list(self._residents.values())))
-        for task in self._tasks:
+        for task in self._loads:
             task.cancel()
+        await asyncio.gather(*(self._discard(one) for one in list(self._residents.values())))
+        if running := [*self._loads, *self._chores]:
+            await asyncio.wait(running, timeout=2.0)
 
     # What leases ask for
 
     def resident(self, name: str) -> Resident:
         """The book's page for a name."""
         if self.closing:
-            raise HttpError(503, "the server is shutting down", {"Retry-After": "5"})
+            raise ENDING
         model = self.find(name)
         resident = self._residents.get(model.digest)
         if resident is None:
@@ -148,7 +156,7 @@ class Manager:
         wanted, explicit = self._context(resident.model, context)
         if not resident.changing.locked() and self._suits(resident, wanted, explicit):
             return resident.take()
-        task = asyncio.ensure_future(self._change(resident, wanted, explicit, grown=grown))
+        task = _keep(self._loads, self._change(resident, wanted, explicit, grown=grown))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -161,9 +169,8 @@ class Manager:
         resident.give_back()
         if resident.users:
             return
-        self._freed.set()
         if resident.session and not resident.alive:
-            self._spawn(self._bury(resident))
+            _keep(self._chores, self._bury(resident))
         elif resident.session:
             resident.start_timer(self._expire)
 
@@ -175,13 +182,13 @@ class Manager:
         else:
             resident.keep_alive_s = self.settings.keep_alive_s if own is None else parse_duration(own)
 
-    def may_grow(self, resident: Resident, context: int | None, larger: int) -> bool:
+    async def may_grow(self, resident: Resident, context: int | None, larger: int) -> bool:
         """Whether a context may be made larger: nobody asked for this one, and there is memory."""
         if self._context(resident.model, context)[1]:
             return False
         others = [pid for pid in self.pids() if not resident.session or pid not in resident.session.pids()]
         mine = resident.memory_bytes
-        need = memory.estimate(resident.model, larger, self.settings.parallel)
+        need = await asyncio.to_thread(memory.estimate, resident.model, larger, self.settings.parallel)
         return need <= memory.available(others) + mine
 
     # Changes
@@ -224,7 +231,11 @@ class Manager:
             )
         except EngineFailed:
             resident.breaker.crashed()
+            self.metrics.crashed(resident.model.name)
             raise
+        if self.closing:
+            await session.close()
+            raise ENDING
         resident.session, resident.context = session, session.context
         resident.memory_bytes = await asyncio.to_thread(memory.held, session.pids())
         self.metrics.loaded(resident.model.name, time.monotonic() - start)
@@ -233,25 +244,31 @@ class Manager:
         """Push out idle models, least recently used first, until there is room; returns the context that fits."""
         model, settings = resident.model, self.settings
         while True:
-            need = memory.estimate(model, wanted, settings.parallel)
+            need = await asyncio.to_thread(memory.estimate, model, wanted, settings.parallel)
             have = memory.available(self.pids())
             others = [one for one in self._residents.values() if one.session and one is not resident]
             crowded = settings.max_loaded is not None and len(others) >= settings.max_loaded
             if need <= have and not crowded:
                 return wanted
-            idle = sorted((one for one in others if one.idle), key=lambda one: one.used_at)
+            idle = [one for one in others if one.idle]
             if idle:
-                async with idle[0].changing:
-                    await self._discard(idle[0])
-                self.metrics.evicted(idle[0].model.name)
-                continue
-            if need > have and need > have + sum(one.memory_bytes for one in others):
+                await self._evict(min(idle, key=lambda one: one.used_at))
+            elif need > have and need > have + sum(one.memory_bytes for one in others):
                 if not may_shrink or wanted <= LEAST_CONTEXT:
                     raise memory.does_not_fit(model, need, have, wanted)
                 wanted = max(LEAST_CONTEXT, wanted // 2)
-                continue
-            self._freed.clear()
-            await self._freed.wait()
+            elif free := [one for one in others if not one.changing.locked()]:
+                await self._evict(min(free, key=lambda one: one.used_at))
+            else:  # all others are about to be unloaded or loaded again: the latter wait for us
+                self._freed.clear()
+                await self._freed.wait()
+
+    async def _evict(self, resident: Resident) -> None:
+        """Unload a model once its requests have ended; those that come later wait, and then have it loaded again."""
+        async with resident.changing:
+            await resident.wait_idle()
+            await self._discard(resident)
+        self.metrics.evicted(resident.model.name)
 
     async def _discard(self, resident: Resident) -> None:
         """End the session. The caller holds `changing`, or the server ends."""
@@ -272,7 +289,7 @@ class Manager:
                 await self._discard(resident)
 
     def _expire(self, resident: Resident) -> None:
-        self._spawn(self._unload_idle(resident))
+        _keep(self._chores, self._unload_idle(resident))
 
     async def _unload_idle(self, resident: Resident) -> None:
         async with resident.changing:
@@ -283,7 +300,10 @@ class Manager:
         if not done.cancelled() and not done.exception():
             self.give_back(resident)
 
-    def _spawn(self, work: Awaitable[object]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+def _keep(tasks: set[asyncio.Future[Any]], work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Start a task that is held until it has ended."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task

@@ -1,21 +1,31 @@
 """Memory: what a model will need, what its processes hold, and what the machine has left. All in bytes."""
 
+import platform
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sizewise.core.errors import DoesNotFit
 from sizewise.core.model import Model
 from sizewise.core.units import format_bytes
 
+if TYPE_CHECKING:
+    from sizewise.load.gguf.file import GgufInfo
+
 CGROUP = Path("/sys/fs/cgroup")
 RESERVE = 128 * 2**20  # left to everything else
-_PROCESS = 110 * 2**20  # a child with the engine in it, before any weights
+_PROCESS = 50 * 2**20  # a child with the engine in it, before any weights
 _TORCH_PROCESS = 420 * 2**20
-_KV_UNKNOWN = 64 * 2**10  # bytes of cache for each token where the file does not say: a model of one billion weights
+_TOKEN = 900  # of each entry of the vocabulary: its text, its merges and the tables that find them
+_BATCH = 512  # prompt tokens that are computed together
+_KV_UNKNOWN = 64 * 2**10  # of each token of context where the file does not say: a model of one billion weights
+_REPACKED = ("Q4_0", "Q4_K", "IQ4_NL")  # the engine keeps these a second time, ordered for the processor
 
 
 def estimate(model: Model, context: int, parallel: int) -> int:
-    """The most that a model's processes will hold while they answer, weights included.
+    """The most that a model's processes will hold while they answer, weights included. Reads the file's header.
+
+    What the engine keeps of earlier prompts comes on top, as far as there is memory.
 
     Args:
         model: what would be loaded.
@@ -26,14 +36,24 @@ def estimate(model: Model, context: int, parallel: int) -> int:
         return 0
     if model.kind != "gguf":
         return model.size_bytes * (2 if model.kind == "checkpoint" else 1) + _TORCH_PROCESS
+    from sizewise.load.facts import GGUF_FILE
     from sizewise.load.gguf.file import read_gguf
 
-    info = read_gguf(next(iter(model.files.values())))
-    cache = (info.kv_bytes_per_token or _KV_UNKNOWN) * context * parallel
+    info = read_gguf(model.files.get(GGUF_FILE) or next(iter(model.files.values())))
     width = info.embedding_length or 4096
-    vocabulary = max((tensor.shape[-1] for tensor in info.tensors if tensor.name == "token_embd.weight"), default=0)
-    scratch = 512 * 4 * (vocabulary + 16 * width)
-    return model.size_bytes + cache + scratch + _PROCESS
+    told = info.metadata.get(f"{info.architecture}.feed_forward_length")
+    hidden = told if isinstance(told, int) else 4 * width
+    vocabulary = max((tensor.rows for tensor in info.tensors if tensor.name == "token_embd.weight"), default=0)
+    cache = (info.kv_bytes_per_token or _KV_UNKNOWN) * context * parallel
+    scratch = 4 * (_BATCH * (6 * width + 2 * hidden) + parallel * vocabulary)
+    return model.size_bytes + _repacked(info) + cache + scratch + _TOKEN * vocabulary + _PROCESS
+
+
+def _repacked(info: "GgufInfo") -> int:
+    if platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"):
+        return 0
+    matrices = (one for one in info.tensors if len(one.shape) == 2 and one.name != "token_embd.weight")
+    return sum(one.end - one.start for one in matrices if one.type.name in _REPACKED)
 
 
 def held(pids: Iterable[int]) -> int:
