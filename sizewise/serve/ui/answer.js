@@ -22,7 +22,7 @@ export class Answer {
     this.body = el("div", { class: "text model-text" });
     this.thought = el("details", { class: "thinking", hidden: true }, el("summary", {}, "Thinking"), el("p", { class: "prose" }));
     this.took = el("dl", { class: "took" });
-    this.column = el("article", { class: "column", "aria-busy": "true", "data-letter": letter },
+    this.column = el("div", { class: "column", role: "group", "aria-busy": "true", "data-letter": letter },
       el("div", { class: "who" }, this.title, this.side), this.thought, this.body, this.state, this.took);
   }
 

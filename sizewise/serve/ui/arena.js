@@ -9,6 +9,7 @@ import { votePanel } from "./vote.js";
 
 const kept = { models: [], prompt: "", system: "", tokens: 256, temperature: "0", blind: false, order: "together" };
 const LETTERS = "ABCD";
+const ALIKE = 1.1; // of one answer each, a smaller ratio of speeds says nothing
 
 /** The page. `wanted` names a model to begin with. */
 export async function arena(wanted) {
@@ -48,7 +49,7 @@ class Arena {
       el("details", { open: Boolean(kept.system) }, el("summary", {}, "System text"),
         area("System text", "system", 2, "Said to each before the prompt; empty: what the model was stored with")),
       el("div", { class: "settings" },
-        number("Longest answer, tokens", "tokens", { min: 1, max: 100000, step: 1 }),
+        number("Most tokens", "tokens", { min: 1, max: 100000, step: 1 }),
         number("Temperature", "temperature", { min: 0, max: 2, step: 0.1 }),
         pills("Asked", "order", [["together", "all at once"], ["turns", "one after another"]], kept.order,
           (value) => { kept.order = value; }),
@@ -81,7 +82,7 @@ class Arena {
     if (!kept.prompt.trim()) return "Write a prompt first.";
     if (new Set(kept.models).size < kept.models.length) return "Choose each model once.";
     const tokens = Number(kept.tokens), temperature = Number(kept.temperature);
-    if (!Number.isInteger(tokens) || tokens < 1) return "The longest answer is a whole number of tokens, at least 1.";
+    if (!Number.isInteger(tokens) || tokens < 1) return "The most tokens of an answer is a whole number of tokens, at least 1.";
     if (kept.temperature !== "" && !(temperature >= 0 && temperature <= 2)) return "The temperature is 0 to 2.";
     return null;
   }
@@ -135,9 +136,12 @@ class Arena {
     const timed = this.answers.filter((answer) => answer.rate).sort((a, b) => b.rate - a.rate);
     if (timed.length < 2) return;
     const [fastest, slowest] = [timed[0], timed.at(-1)];
-    const text = ` writes fastest, ${significant(fastest.rate)} tokens a second against ${significant(slowest.rate)} of ${slowest.model.name}.`;
-    this.headline.replaceChildren(fastest.model.name + text);
-    tell(fastest.model.name + text);
+    const [high, low] = [significant(fastest.rate), significant(slowest.rate)];
+    const text = fastest.rate / slowest.rate < ALIKE
+      ? `They write about equally fast, ${high === low ? high : `${low} to ${high}`} tokens a second.`
+      : `${fastest.model.name} writes fastest, ${high} tokens a second against ${low} of ${slowest.model.name}.`;
+    this.headline.textContent = text;
+    tell(text);
   }
 }
 

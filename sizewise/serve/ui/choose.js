@@ -19,8 +19,10 @@ export class Chosen {
 
   unused() {
     const { models, kept } = this;
-    const bySize = [...models].sort((a, b) => Number(!!b.loaded) - Number(!!a.loaded) || a.bytes - b.bytes);
-    return bySize.find((model) => !kept.models.includes(model.name)).name;
+    // Those that write rather than classify, the ones in memory first, then the smallest.
+    const later = (model) => [model.kind === "linear", !model.loaded].map(Number);
+    const order = (a, b) => later(a)[0] - later(b)[0] || later(a)[1] - later(b)[1] || a.bytes - b.bytes;
+    return [...models].sort(order).find((model) => !kept.models.includes(model.name)).name;
   }
 
   draw(focus) {

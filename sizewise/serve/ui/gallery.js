@@ -32,6 +32,11 @@ export function taskOf(evaluation) {
   return `${evaluation.task} ${evaluation.task_digest} ${evaluation.metric}`;
 }
 
+/** What a metric is called, and which way it points where that is down. */
+export function metricOf({ metric, higher_is_better: up }) {
+  return metric.replaceAll(/[_-]/g, " ") + (up ? "" : ", less is better");
+}
+
 /** The page. `open` names a model to show at once. */
 export async function gallery(open) {
   const { models } = await get("/ui/api/models");
@@ -76,7 +81,7 @@ function sentence(models) {
   const best = models.filter(quality).sort(SORTS.quality[1])[0];
   if (!best) return [`${count(models.length, "model")}${range}.`];
   const found = quality(best);
-  const score = found.metric === "accuracy" ? `gets ${found.text} right` : `reaches ${found.text} ${found.metric}`;
+  const score = found.metric === "accuracy" ? `gets ${found.text} right` : `reaches ${found.text} ${metricOf(found)}`;
   return [`${count(models.length, "model")}${range}. On ${found.task} `,
     el("span", { class: "chosen" }, best.name), ` ${score} at ${best.size}, the best measured here.`];
 }
@@ -84,7 +89,7 @@ function sentence(models) {
 function tasksOf(models) {
   const found = new Map();
   for (const each of models.flatMap((model) => model.evaluations)) {
-    const entry = found.get(taskOf(each)) ?? { text: `${each.task}, ${each.metric}`, models: new Set(), at: 0 };
+    const entry = found.get(taskOf(each)) ?? { text: `${each.task}, ${metricOf(each)}`, models: new Set(), at: 0 };
     entry.models.add(each.model_digest);
     entry.at = Math.max(entry.at, each.at);
     found.set(taskOf(each), entry);
@@ -161,8 +166,8 @@ function row(model, models, seen) {
     el("td", { class: "num", "data-label": "Weights" }, figure(model.weights, "the file does not say")),
     seen.task && el("td", { class: "num quality", "data-label": seen.task },
       found && whisker(found, seen.spread),
-      el("span", {}, figure(found?.text ?? null, "not evaluated on this task"),
-        found && el("small", {}, `${found.range}, ${count(found.n, "row")}`))),
+      el("span", { class: "amount" }, figure(found?.text ?? null, "not evaluated on this task")),
+      found && el("small", {}, `${found.range}, ${count(found.n, "row")}`)),
     seen.voted && el("td", { class: "num", "data-label": "Preferred" }, preference(model.votes))), details);
 }
 

@@ -40,7 +40,7 @@ export function family(model, models) {
 function how(model) {
   const { steps, data } = model.lineage;
   const said = steps.map((step) => step.method.replaceAll("_", " ") + (step.options ? ` (${step.options})` : ""));
-  return (said.join(", then ") || "made") + (data && steps.length ? ` on ${data}` : "");
+  return said.join(", then ") + (data && steps.length ? ` on ${data}` : "");
 }
 
 /** The picture in one of two shapes; the style sheet shows the one that has room. */

@@ -1,6 +1,7 @@
 // One model: what it is, what was made of what, how it did on each task.
 
 import { el, figure } from "./dom.js";
+import { metricOf } from "./gallery.js";
 import { family, lineagePicture } from "./lineage.js";
 import { ratio, significant, when } from "./numbers.js";
 
@@ -48,12 +49,10 @@ function evaluations(model) {
     return el("p", { class: "soft" }, "None yet. ", el("code", {}, `sizewise eval TASK ${model.name}`), " adds one.");
   }
   return el("table", { class: "plain" },
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Task"), el("th", { scope: "col", class: "num" }, "Quality"),
-      el("th", { scope: "col", class: "num" }, "95 % interval"))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Task"), el("th", { scope: "col", class: "num" }, "Quality, 95 % interval"))),
     el("tbody", {}, model.evaluations.map((each) => el("tr", {},
-      el("th", { scope: "row" }, each.task, el("small", {}, `${each.metric}, ${each.n.toLocaleString("en-US")} ${each.split} rows`)),
-      el("td", { class: "num" }, each.text),
-      el("td", { class: "num" }, each.range)))));
+      el("th", { scope: "row" }, each.task, el("small", {}, `${metricOf(each)}, ${each.n.toLocaleString("en-US")} ${each.split} rows`)),
+      el("td", { class: "num" }, each.text, el("small", {}, each.range))))));
 }
 
 function facts(model) {

@@ -1,7 +1,7 @@
 // What was found out before: fits, comparisons and evaluations.
 
 import { el } from "./dom.js";
-import { span, taskOf, whisker } from "./gallery.js";
+import { metricOf, span, taskOf, whisker } from "./gallery.js";
 import { count, when } from "./numbers.js";
 import { get } from "./server.js";
 
@@ -71,7 +71,7 @@ function chart(task) {
     el("h3", {}, title),
     el("table", { class: "plain" },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Model"), el("th", { scope: "col", class: "drawn" }, "95 % interval"),
-        el("th", { scope: "col", class: "num" }, best.metric), el("th", { scope: "col", class: "num rows" }, "Rows"))),
+        el("th", { scope: "col", class: "num" }, metricOf(best)), el("th", { scope: "col", class: "num rows" }, "Rows"))),
       el("tbody", {}, task.map((each) => el("tr", {},
         el("th", { scope: "row" }, el("bdi", {}, each.model)),
         el("td", { class: "drawn" }, whisker(each, place), el("span", { class: "unseen" }, each.range)),

@@ -54,7 +54,7 @@ function verdictTold(verdict, winner, votes, answers) {
     el("h2", {}, said),
     el("dl", { class: "facts-list" }, answers.map(({ model }) => {
       const { decided, wins, text, range } = votes[model.name];
-      const stands = decided ? `preferred in ${wins} of ${count(decided, "decided vote")}: ${text}, 95 % interval ${range}` : "no vote decided yet";
+      const stands = decided ? `preferred in ${wins} of ${count(decided, "decided vote")}, ${text} (${range})` : "no vote decided yet";
       return el("div", {}, el("dt", {}, el("bdi", {}, model.name)), el("dd", {}, stands));
     })),
   ];
