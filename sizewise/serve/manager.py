@@ -8,8 +8,8 @@ and loads happen one after the other, so that memory measured before a load is t
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 from sizewise.core.errors import EngineFailed
 from sizewise.core.model import Model
