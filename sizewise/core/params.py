@@ -76,14 +76,19 @@ class Parameter:
 
 
 def schema_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """The keyword-only parameters of `function`, in the order written."""
-    hints = get_type_hints(function, include_extras=True)
+    """The keyword-only parameters of `function`, in the order written.
+
+    Types of other parameters are not looked at: they may name what only a type checker has imported.
+    """
     texts = _argument_help(inspect.getdoc(function) or "")
-    return tuple(
-        _parameter(name, hints[name], parameter.default, texts.get(name, ""))
+    options = {
+        name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    )
+    }
+    written = types.SimpleNamespace(__annotations__={name: option.annotation for name, option in options.items()})
+    hints = get_type_hints(written, globalns=getattr(function, "__globals__", {}), include_extras=True)
+    return tuple(_parameter(name, hints[name], option.default, texts.get(name, "")) for name, option in options.items())
 
 
 def validate(function: Callable[..., Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:

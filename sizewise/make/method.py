@@ -50,13 +50,14 @@ NETWORK_STATISTICS = {
     "final_gram": "(hidden, hidden), mean of x xT of the residual stream after the last block",
 }
 
-# What can be asked for. weight: one matrix in float32 as (out, in), or `weights`, all that share one input, and whether
-# something before them can absorb a scale of that input. structure: the layout, config.json as a dict, a mapping from
-# names to tensors that reads when asked, the calibration texts, their tokens, the tokenizer's folder.
+# What can be asked for. weight: one matrix in float32 as (out, in), or `weights`, all that share one input, their roles
+# ("q", "up", ...), and whether something before them can absorb a scale of that input.
+# structure: the layout, config.json as a dict, a mapping from names to tensors that reads when asked, the calibration
+# texts, their tokens, the tokenizer's folder.
 # model: the base model, a folder to write in, the seed, who listens to progress.
 # head: the training texts, their labels, the base encoder's (n, width) embeddings of them, the seed.
 WANTED: dict[MethodKind, frozenset[str]] = {
-    "weight": frozenset({"weight", "weights", "scalable", "seed", *INPUT_STATISTICS}),
+    "weight": frozenset({"weight", "weights", "roles", "scalable", "seed", *INPUT_STATISTICS}),
     "structure": frozenset({"layout", "config", "tensors", "texts", "tokens", "folder", "seed", *NETWORK_STATISTICS}),
     "model": frozenset({"base", "out", "seed", "listen", "calibration"}),
     "head": frozenset({"texts", "labels", "embeddings", "seed"}),
