@@ -98,3 +98,23 @@ def _matrices(width: int, layers: int, key_width: int, hidden: int, tied: bool) 
     yield "output_norm.weight", width, 0
     if not tied:
         yield "output.weight", vocabulary, width
+
+
+def write_tiny_lora(
+    path: Path, *, width: int = 64, layers: int = 2, seed: int = 0, strength: float = 1.0, architecture: str = "llama"
+) -> Path:
+    """A GGUF LoRA of rank 4 for the queries of `write_tiny_llama`; `strength` 0 changes nothing."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    rng = np.random.default_rng(seed)
+    for layer in range(layers):
+        name = f"blk.{layer}.attn_q.weight"
+        writer.add_tensor(f"{name}.lora_a", rng.standard_normal((4, width)).astype(np.float32))
+        writer.add_tensor(f"{name}.lora_b", (strength * rng.standard_normal((width, 4))).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a piece of work has come: `done` of `total` in `unit` ("bytes", "items", "tokens")."""
+    """How far a piece of work has come: `done` of `total` in `unit` ("bytes", "items", "tokens").
+
+    Without a unit it is a step that begins. `digest`: of the blob that moves.
+    """
 
     what: str
     done: float
     total: float | None
     unit: str = "items"
+    digest: str = ""
 
 
 Listener = Callable[[Progress], None]

@@ -12,7 +12,7 @@ from sizewise.load.store import atomic
 from sizewise.load.store.manifest import read_json
 from sizewise.load.store.store import Store
 
-GGUF_FILE = "model.gguf"
+GGUF_FILE, ADAPTER_FILE, PROJECTOR_FILE = "model.gguf", "adapter.gguf", "projector.gguf"
 FACTS = ("architecture", "parameters", "quantization", "context_length", "embedding_length")
 
 

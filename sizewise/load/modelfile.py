@@ -23,7 +23,7 @@ _ONCE = ("template", "system", "requires", "renderer", "parser", "draft")
 _MANY = {"from": "sources", "adapter": "adapters", "license": "licenses"}
 _PLAIN = (*_ONCE, *_MANY)
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-_VERSION = re.compile(r"v?\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?")
+VERSION = re.compile(r"v?\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?")
 _MOST_BYTES = 4_000_000
 
 
@@ -83,7 +83,7 @@ def _add(made: Modelfile, word: str, rest: str, reader: "_Reader") -> None:
         value = reader.value(rest)
         if not value and word not in ("template", "system", "license"):
             reader.wrong(f"{word.upper()} needs a value")
-        if word == "requires" and not _VERSION.fullmatch(value):
+        if word == "requires" and not VERSION.fullmatch(value):
             reader.wrong(f"REQUIRES needs a version such as 0.14.0, not {value[:40]!r}")
         if word in _MANY:
             getattr(made, _MANY[word]).append(value)

@@ -32,8 +32,10 @@ from sizewise.core.references import (
 )
 from sizewise.core.requests import ROLES, Message
 from sizewise.load.facts import (
+    ADAPTER_FILE,
     FACTS,
     GGUF_FILE,
+    PROJECTOR_FILE,
     config_of,
     content_digest,
     endpoint,
@@ -49,7 +51,7 @@ OLLAMA, OURS = "application/vnd.ollama.image.", "application/vnd.sizewise."
 FILE_TYPE, LINEAGE_TYPE, TEMPLATE_TYPE = OURS + "file", OURS + "lineage+json", OURS + "template"
 _MADE_OF = (OLLAMA + "model", OLLAMA + "adapter", OLLAMA + "projector", OLLAMA + "tensor", FILE_TYPE)
 _SETTINGS = (OLLAMA + "system", OLLAMA + "params", OLLAMA + "messages", TEMPLATE_TYPE)
-_GGUF_PARTS = {OLLAMA + "model": GGUF_FILE, OLLAMA + "adapter": "adapter.gguf", OLLAMA + "projector": "projector.gguf"}
+_GGUF_PARTS = {OLLAMA + "model": GGUF_FILE, OLLAMA + "adapter": ADAPTER_FILE, OLLAMA + "projector": PROJECTOR_FILE}
 
 
 def find_model(reference: str, store: Store | None = None) -> Model:

@@ -193,4 +193,4 @@ class _Upload:
         return str(httpx.URL(self.url).copy_merge_params({"digest": self.layer.digest}))
 
     def _tell(self, done: int) -> None:
-        self.listen(Progress(self.what, done, self.layer.size, "bytes"))
+        self.listen(Progress(self.what, done, self.layer.size, "bytes", self.layer.digest))

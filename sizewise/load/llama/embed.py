@@ -18,9 +18,9 @@ _PACK_TOKENS = 512
 class Embedder:
     """One loaded model that turns texts into vectors. Not for two threads at once."""
 
-    def __init__(self, path: Path, *, threads: int, context: int) -> None:
+    def __init__(self, path: Path, *, threads: int, context: int, adapters: Sequence[str] = ()) -> None:
         """Load a model; `context` is the most tokens that a text may have."""
-        self.model = NativeModel(path)
+        self.model = NativeModel(path, adapters=adapters)
         self.limit, self.threads = context, threads
         self.width: int = self.model.lib.llama_model_n_embd_out(self.model.handle)
         self._context: NativeContext | None = None

@@ -15,13 +15,21 @@ from sizewise.load.llama.c import WANTED, Batch, library
 class NativeModel:
     """A loaded model, or only its vocabulary and metadata."""
 
-    def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
+    def __init__(self, path: Path, *, vocab_only: bool = False, adapters: Sequence[str] = ()) -> None:
+        """Load a file; `adapters` are LoRA files that every context adds to its weights.
+
+        Raises:
+            BadModel: the engine cannot load one of them.
+        """
         self.lib = library()
         params = self.lib.llama_model_default_params()
         params.vocab_only = vocab_only
         self.handle = self.lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise BadModel(f"{path}: the engine cannot load this file")
+        self.adapters = [self.lib.llama_adapter_lora_init(self.handle, os.fsencode(one)) for one in adapters]
+        if not all(self.adapters):
+            raise BadModel(f"{path}: the engine cannot load its adapter")
         self.vocab = self.lib.llama_model_get_vocab(self.handle)
         self.n_vocab: int = self.lib.llama_vocab_n_tokens(self.vocab)
         self.bos: int = self.lib.llama_vocab_bos(self.vocab)
@@ -109,6 +117,7 @@ class NativeContext:
         if not self.handle:
             raise EngineFailed(f"the engine cannot make a context of {settings.get('n_ctx')} tokens")
         self._check(settings)
+        self._adapt(len(model.adapters))
         self.n_ctx: int = self.lib.llama_n_ctx(self.handle)
         self.n_batch: int = self.lib.llama_n_batch(self.handle)
         self.memory = self.lib.llama_get_memory(self.handle)
@@ -122,6 +131,13 @@ class NativeContext:
         if wrong:
             self.close()
             raise EngineFailed(f"the engine did not take {wrong[0]}: its layout is not that of xllamacpp {WANTED}")
+
+    def _adapt(self, count: int) -> None:
+        if count:
+            handles, scales = (ctypes.c_void_p * count)(*self.model.adapters), (ctypes.c_float * count)(*[1.0] * count)
+            if self.lib.llama_set_adapters_lora(self.handle, handles, count, scales):
+                self.close()
+                raise EngineFailed("the engine does not take the model's adapter")
 
     def close(self) -> None:
         """Free the memory."""

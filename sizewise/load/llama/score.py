@@ -48,14 +48,14 @@ class _Pack:
 class Scorer:
     """One loaded model that gives log-probabilities. Not for two threads at once."""
 
-    def __init__(self, path: Path, *, threads: int, context: int) -> None:
+    def __init__(self, path: Path, *, threads: int, context: int, adapters: Sequence[str] = ()) -> None:
         """Load a model; `context` is the most tokens that a text may have.
 
         Raises:
             BadModel: the engine cannot load the file.
             Unsupported: the model does not predict next tokens.
         """
-        self.model = NativeModel(path)
+        self.model = NativeModel(path, adapters=adapters)
         lib, handle = self.model.lib, self.model.handle
         if not lib.llama_model_has_decoder(handle) or lib.llama_model_has_encoder(handle):
             self.model.close()

@@ -36,8 +36,20 @@ class Engine:
         self.server: Any = None
         self.server_context = 0  # tokens that each slot of the server holds
 
-    def open(self, path: str, threads: int, context: int, parallel: int, kv_bytes_per_token: int) -> dict[str, Any]:
-        """Load the vocabulary and say what it holds. `context`: the most tokens of one text."""
+    def open(
+        self,
+        path: str,
+        threads: int,
+        context: int,
+        parallel: int,
+        kv_bytes_per_token: int,
+        adapters: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Load the vocabulary and say what it holds.
+
+        `context`: the most tokens of one text; `adapters`: LoRA files that are added to the weights.
+        """
+        self.adapters = adapters
         log_to(_log)
         self.path, self.threads, self.context, self.parallel = Path(path), threads, context, parallel
         self.kv_bytes_per_token = kv_bytes_per_token
@@ -82,7 +94,7 @@ class Engine:
             self.server = None  # ends the old one and frees its memory first
             self._check_memory(size * self.parallel)
             self.key = secrets.token_urlsafe(24)
-            self.server = start_server(self.path, self.threads, size, self.parallel, self.key)
+            self.server = start_server(self.path, self.threads, size, self.parallel, self.key, self.adapters)
             self.server_context = size
         return {"address": self.server.listening_address, "key": self.key}
 
@@ -115,7 +127,7 @@ class Engine:
         """(n, width) normalised embeddings, as float32."""
         if self.embedder is None:
             self._check_memory(PACK_TOKENS)
-            self.embedder = Embedder(self.path, threads=self.threads, context=self.context)
+            self.embedder = Embedder(self.path, threads=self.threads, context=self.context, adapters=self.adapters)
         rows = self.embedder.embed(texts, self._done)
         return list(rows.shape), np.ascontiguousarray(rows, np.float32).tobytes()
 
@@ -127,7 +139,7 @@ class Engine:
     def _scorer(self) -> Scorer:
         if self.scorer is None:
             self._check_memory(4 * PACK_TOKENS)
-            self.scorer = Scorer(self.path, threads=self.threads, context=self.context)
+            self.scorer = Scorer(self.path, threads=self.threads, context=self.context, adapters=self.adapters)
         return self.scorer
 
     def _check_memory(self, tokens: int) -> None:

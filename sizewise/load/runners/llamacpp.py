@@ -23,6 +23,7 @@ from sizewise.core.requests import (
     TextScore,
 )
 from sizewise.load.child import Child
+from sizewise.load.facts import ADAPTER_FILE, GGUF_FILE
 from sizewise.load.gguf.file import GgufInfo, read_gguf
 from sizewise.load.llama.c import WANTED
 from sizewise.load.llama.stream import Connections, complete
@@ -53,7 +54,7 @@ class LlamaCpp:
             raise Unsupported(f"{model.name}: the llamacpp engine runs GGUF files, not a {model.kind}")
         self.model, self.options = model, options
         self.warnings: list[str] = []
-        self._path = next(iter(model.files.values()))
+        self._path = model.files.get(GGUF_FILE) or next(iter(model.files.values()))
         self._info: GgufInfo = read_gguf(self._path)
         self._template = model.template or self._info.template
         self.context_length = self._info.context_length or _CONTEXT
@@ -179,6 +180,7 @@ class LlamaCpp:
                 context=self.context_length,
                 parallel=self._parallel,
                 kv_bytes_per_token=self._info.kv_bytes_per_token or 0,
+                adapters=[str(path) for title, path in self.model.files.items() if title == ADAPTER_FILE],
             )[0]
         except BaseException:
             child.close()

@@ -103,6 +103,7 @@ class _Blob:
         self.layer, self.store, self.web, self.listen = layer, store, web, listen
         self.partial = store.layout.partial(layer.digest)
         self.path = f"/v2/{reference.name.namespace}/{reference.name.model}/blobs/{layer.digest}"
+        self.label = f"pulling {layer.digest[7:19]}"
         self.what = f"{reference} {layer.media_type.rpartition('.')[2]} {layer.digest[7:19]}"
 
     def pull(self) -> None:
@@ -169,7 +170,7 @@ class _Blob:
                     self._restart()
                     raise DigestMismatch(f"{self.what}: more than the {self.layer.size} bytes that the manifest says")
                 file.write(chunk)
-                self.listen(Progress(self.what, done, self.layer.size, "bytes"))
+                self.listen(Progress(self.label, done, self.layer.size, "bytes", self.layer.digest))
         if done < self.layer.size:
             raise Unreachable(f"{self.what}: ended after {done} of {self.layer.size} bytes; run the same command again")
 

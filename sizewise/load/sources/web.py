@@ -11,10 +11,10 @@ import httpx
 from sizewise import __version__
 from sizewise.core.errors import Unreachable, Unsafe
 from sizewise.core.references import is_loopback
-from sizewise.load.store.layout import MANIFEST_LIMIT
 
 __all__ = ["Web", "is_loopback", "read_limited", "transport_errors"]
 STALL_S = 30.0  # a connection on which nothing arrives for so long is given up and tried again
+_MOST_ANSWER = 1 << 20  # bytes; manifests and tokens have a few thousand
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -125,8 +125,8 @@ def read_limited(answer: httpx.Response, where: str) -> bytes:
     data = b""
     for chunk in answer.iter_bytes():
         data += chunk
-        if len(data) > MANIFEST_LIMIT:
-            raise Unreachable(f"{where}: answers with more than {MANIFEST_LIMIT} bytes where a manifest should be")
+        if len(data) > _MOST_ANSWER:
+            raise Unreachable(f"{where}: answers with more than {_MOST_ANSWER} bytes where a manifest should be")
     return data
 
 
