@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sizewise.core.errors import DiskFull, NewerVersion, StorageError
-from sizewise.core.results import Outcome
+from sizewise.core.results import Evaluation, Interval, Outcome
+from sizewise.core.task import Split
 from sizewise.load.home import ledger_file
 from sizewise.measure.ledger import VERSION, Entry, Key, Ledger
 
@@ -131,7 +132,8 @@ def test_a_full_disk_loses_nothing_and_the_next_try_works(tmp_path: Path) -> Non
 _WRITER = """
 import sys
 from pathlib import Path
-from sizewise.core.results import Outcome
+from sizewise.core.results import Evaluation, Interval, Outcome
+from sizewise.core.task import Split
 from sizewise.measure.ledger import Entry, Key, Ledger
 name, path = sys.argv[1:]
 key = Key("sha256:m", "sha256:t", {"writer": name}, 0)
@@ -177,3 +179,39 @@ def test_what_was_acknowledged_survives_kill_nine(tmp_path: Path) -> None:
         kept = {str(key.parameters["writer"]): count for key, count in ledger.runs()}
         assert all(kept[name] >= count >= 5 for name, count in heard.items())
         ledger.put(KEY, [entry("1")])
+
+
+def evaluation(value: float, n: int, split: Split = "test") -> Evaluation:
+    quality = Interval(value, value - 0.1, value + 0.1, n)
+    return Evaluation("model", "sha256:m", "task", "sha256:t", split, "accuracy", quality, 1, 2.0, 0.5, ())
+
+
+def test_what_evaluations_came_to_is_kept(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ledger.finish(KEY, evaluation(0.8, 100))
+        ledger.finish(KEY, evaluation(0.5, 10))  # over fewer items: says less than what is there
+        ledger.finish(KEY, evaluation(0.7, 50, "dev"))
+        ledger.finish(KEY, evaluation(float("nan"), 200))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        found = {each.split: each for each in ledger.finished()}
+    assert {split: (each.quality.value, each.quality.n) for split, each in found.items()} == {
+        "test": (0.8, 100), "dev": (0.7, 50),
+    }  # fmt: skip
+    assert found["test"].key == KEY
+    assert found["test"].higher_is_better
+
+
+def test_a_ledger_of_the_first_format_gets_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        ledger.put(KEY, [entry("1")])
+    with sqlite3.connect(path) as connection:
+        for table in ("ballot", "vote", "evaluation"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with Ledger(path) as ledger:
+        assert set(ledger.get(KEY)) == {"1"}
+        assert ledger.finished() == []
+        ledger.finish(KEY, evaluation(0.8, 100))
+        assert len(ledger.finished()) == 1
