@@ -68,6 +68,7 @@ class Job:
     grammar: str | None = None  # GBNF
     tools: tuple[dict[str, Any], ...] = ()  # OpenAI's form: {"type": "function", "function": {...}}
     tool_choice: str | None = None  # "auto", "none", "required" or the name of one function
+    parallel_calls: bool = True  # whether one answer may hold several calls, where the model's own format has such
     think: bool | str | None = None  # None: on where the model can; "low", "medium", "high" where it has levels
     top_logprobs: int | None = None  # None: no log-probabilities; 0: only those of the chosen tokens
     template: str | None = None  # Jinja, instead of the model's own
