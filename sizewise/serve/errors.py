@@ -47,6 +47,11 @@ class HttpError(SizewiseError):
         self.status, self.headers = status, headers or {}
 
 
+def ending() -> HttpError:
+    """The answer to requests that come, or still run, while the server ends."""
+    return HttpError(503, "the server is shutting down", {"Retry-After": "5"})
+
+
 def status_of(error: BaseException) -> int:
     """The HTTP status that an error is answered with; 500 for what is nobody's fault but ours."""
     if isinstance(error, HttpError):

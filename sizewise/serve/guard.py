@@ -9,11 +9,12 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sizewise.core.errors import SizewiseError
 from sizewise.serve.access_log import Log
-from sizewise.serve.errors import HttpError, error_answer, status_of
+from sizewise.serve.errors import HttpError, ending, error_answer, status_of
 from sizewise.serve.requesters import Requesters
 from sizewise.serve.settings import Settings
 
@@ -21,7 +22,10 @@ MOST_HEADERS, MOST_HEADER_BYTES = 200, 64 * 2**10
 OPEN_PATHS = ("/", "/health")  # answered without a key: they say nothing of models or users
 _UPLOADS = "/api/blobs/"
 _WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
-_STOPPED = HttpError(503, "the server is shutting down", {"Retry-After": "5"})
+
+
+class _Preflight(Exception):
+    """A browser asks what its page may send."""
 
 
 class Traffic:
@@ -63,9 +67,11 @@ class Guard:
         answer = _Answer(send)
         try:
             receive = await self._admit(scope, receive, answer)
+        except _Preflight:
+            await Response(status_code=204)(scope, receive, answer)
+            return
         except HttpError as error:
-            if error.status != 204:
-                answer.headers.append((b"connection", b"close"))  # a body that nobody read may follow
+            answer.headers.append((b"connection", b"close"))  # a body that nobody read may follow
             await error_answer(scope["path"], error)(scope, receive, answer)
             return
         except ClientDisconnect:
@@ -83,11 +89,11 @@ class Guard:
         answer.headers += self.requesters.cors(headers)
         if scope["method"] == "OPTIONS" and _first(headers, b"access-control-request-method"):
             answer.headers += self.requesters.preflight(headers)
-            raise HttpError(204, "")
+            raise _Preflight
         if scope["path"] not in OPEN_PATHS or scope["method"] not in ("GET", "HEAD"):
             self.requesters.check_key(headers)
         if self.traffic.draining and scope["path"] != "/health":
-            raise _STOPPED
+            raise ending()
         # An answer in parts is of no use here, and reading long lists of ranges would be work for nothing.
         scope["headers"] = [pair for pair in headers if pair[0] != b"range"]
         if scope["method"] not in _WITH_BODY:
@@ -139,7 +145,7 @@ class Guard:
                 raise
             task.uncancel()
             if not gone and not answer.started:
-                await error_answer(scope["path"], _STOPPED)(scope, receive, answer)
+                await error_answer(scope["path"], ending())(scope, receive, answer)
         except Exception as error:  # noqa: BLE001 (an endpoint's own fault: told without its details)
             self._note(scope, error)
             if not answer.started:

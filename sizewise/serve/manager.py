@@ -19,7 +19,7 @@ from sizewise.load.store.store import Store
 from sizewise.serve import memory
 from sizewise.serve.admission import Admission
 from sizewise.serve.body import BadField
-from sizewise.serve.errors import HttpError
+from sizewise.serve.errors import ending
 from sizewise.serve.lease import UNSET, KeepAlive, Lease, Unset
 from sizewise.serve.metrics import Metrics
 from sizewise.serve.resident import Loaded, Resident
@@ -29,7 +29,6 @@ from sizewise.serve.settings import Settings, parse_duration
 __all__ = ["UNSET", "KeepAlive", "Lease", "Loaded", "Manager"]
 T = TypeVar("T")
 DEFAULT_CONTEXT = 8192
-ENDING = HttpError(503, "the server is shutting down", {"Retry-After": "5"})
 LEAST_CONTEXT = 1024  # an automatic context is not made smaller than this
 
 
@@ -138,7 +137,7 @@ class Manager:
     def resident(self, name: str) -> Resident:
         """The book's page for a name."""
         if self.closing:
-            raise ENDING
+            raise ending()
         model = self.find(name)
         resident = self._residents.get(model.digest)
         if resident is None:
@@ -235,7 +234,7 @@ class Manager:
             raise
         if self.closing:
             await session.close()
-            raise ENDING
+            raise ending()
         resident.session, resident.context = session, session.context
         resident.memory_bytes = await asyncio.to_thread(memory.held, session.pids())
         self.metrics.loaded(resident.model.name, time.monotonic() - start)

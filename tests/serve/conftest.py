@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gallery_home import fill_gallery
 from served import Served, StartServer, launch, save_smollm2, save_tiny
 from starlette.testclient import TestClient
 
@@ -39,6 +40,14 @@ def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(scope="session")
+def tiny_server(tiny_home: Path) -> Iterator[Served]:
+    """A server with the tiny models; leave its store as it was."""
+    served = launch(tiny_home, "--context", "256")
+    yield served
+    served.stop()
+
+
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
     """`launch`, with the servers ended after the test."""
@@ -62,3 +71,13 @@ def app_client(tiny_home: Path) -> Iterator[TestClient]:
             yield client
             assert client.portal
             client.portal.call(app.state.manager.close, 0.0)
+
+
+@pytest.fixture(scope="session")
+def ui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with something to show: tiny models, evaluations, a fit, a comparison, a model that writes attacks."""
+    home = tmp_path_factory.mktemp("ui")
+    fill_gallery(home)
+    served = launch(home)
+    yield served
+    served.stop()

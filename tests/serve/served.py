@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +55,25 @@ class Served:
 
     def client(self, seconds: float = 120.0) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=seconds, trust_env=False)
+
+    def raw(self, data: bytes, *, body_after: Iterable[bytes] = ()) -> bytes:
+        """Send bytes and return all that comes until the server closes the connection."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            for part in body_after:
+                try:
+                    connection.sendall(part)
+                except OSError:  # it has been refused already
+                    break
+            received = b""
+            while True:
+                try:
+                    part = connection.recv(65536)
+                except ConnectionResetError:
+                    return received
+                if not part:
+                    return received
+                received += part
 
     def connect(self) -> socket.socket:
         """A raw connection, for what no HTTP client would send."""

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sizewise.serve.body import Fields, parse_json
-from sizewise.serve.errors import HttpError, error_answer, error_body
+from sizewise.serve.errors import ending, error_answer, error_body
 from sizewise.serve.manager import Manager
 
 Item = dict[str, Any] | bytes | tuple[str, dict[str, Any]]
@@ -118,7 +118,7 @@ class Stream(Response):
             except asyncio.CancelledError:
                 if not _stopped(scope):
                     raise
-                await _send(send, self._last(path, HttpError(503, "the server is shutting down")))
+                await _send(send, self._last(path, ending()))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await _close(self._items)
