@@ -51,10 +51,11 @@ async def show(request: Request) -> Response:
 
 async def copy(request: Request) -> Response:
     """POST /api/copy: a second name for a model."""
-    fields = await read_fields(request)
-    source, target = (parse_name(read_model(fields, key)) for key in ("source", "destination"))
+    fields, manager = await read_fields(request), manager_of(request)
+    source, target = read_model(fields, "source"), parse_name(read_model(fields, "destination"))
     fields.finish()
-    await asyncio.to_thread(manager_of(request).store.copy, source, target)
+    await asyncio.to_thread(manager.find, source)
+    await asyncio.to_thread(manager.store.copy, parse_name(source), target)
     return Response(status_code=200)
 
 
