@@ -75,6 +75,7 @@ class Settings:
             max_loaded=_whole(env, "OLLAMA_MAX_LOADED_MODELS", zero_is_unset=True),
             max_queue=_whole(env, "OLLAMA_MAX_QUEUE") if env.get("OLLAMA_MAX_QUEUE") else 512,  # type: ignore[arg-type]
             load_timeout_s=_duration(env, "OLLAMA_LOAD_TIMEOUT", 300.0) or math.inf,
+            body_timeout_s=_duration(env, "SIZEWISE_BODY_TIMEOUT", 25.0) or math.inf,
             grace_s=_duration(env, "SIZEWISE_GRACE", 30.0) or 0.0,
             dev=env.get("OLLAMA_DEBUG", "").lower() in ("1", "2", "true", "yes"),
         )
