@@ -116,6 +116,14 @@ class GenericSession:
             counts = await self._in_thread(partial(self._runner.count_tokens, fitted))
         return await self._in_thread(partial(self._runner.embed, fitted)), counts
 
+    async def rank(self, query: str, documents: Sequence[str]) -> tuple[list[float], list[int]]:
+        """A reranker's scores; see the protocol."""
+        rank = getattr(self._runner, "rank", None)
+        if rank is None:
+            raise Unsupported(f"{self.model.name} is no reranker")
+        found: tuple[list[float], list[int]] = await self._in_thread(partial(rank, query, documents))
+        return found
+
     def pids(self) -> list[int]:
         """The runner's processes, this one left out."""
         return [pid for pid in self._runner.pids() if pid != os.getpid()]

@@ -60,6 +60,14 @@ class Session(Protocol):
         """
         ...
 
+    async def rank(self, query: str, documents: Sequence[str]) -> tuple[list[float], list[int]]:
+        """How well each document answers the query, by a model that reads both together; and the tokens of each pair.
+
+        Raises:
+            Unsupported: the model is no reranker.
+        """
+        ...
+
     def pids(self) -> list[int]:
         """Processes of this model, to measure and, after a failure, to look for."""
         ...

@@ -1,16 +1,18 @@
 """Embeddings from a GGUF model: the states of a text's tokens, pooled by the engine into one vector."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sizewise.core.errors import UsageError
+from sizewise.core.errors import Unsupported, UsageError
 from sizewise.load.llama.model import NativeContext, NativeModel
 from sizewise.load.llama.score import Done
 
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
+_RANK = "4"  # LLAMA_POOLING_TYPE_RANK, as the file tells it
 _SEQUENCES = 32
 _PACK_TOKENS = 512
 
@@ -32,12 +34,49 @@ class Embedder:
             UsageError: a text is longer than the context.
         """
         tokens = [self.model.tokenize(text, special=False, wrap=True) for text in texts]
+        out = self._pool(tokens, self.width, done)
+        lengths: NDArray[np.float32] = np.linalg.norm(out, axis=1, keepdims=True)
+        out /= np.maximum(lengths, 1e-12)
+        return out
+
+    def rank(self, query: str, documents: Sequence[str], done: Done | None = None) -> tuple[list[float], list[int]]:
+        """What a reranker makes of a query with each document, and the tokens of each pair.
+
+        Raises:
+            Unsupported: the model is no reranker.
+            UsageError: a pair is longer than the context.
+        """
+        if self.model.meta("{arch}.pooling_type") != _RANK:
+            raise Unsupported("only a model whose pooling type is rank orders documents")
+        tokens = [self._pair(query, document) for document in documents]
+        # A head of several classes has the relevant one first.
+        scores = self._pool(tokens, max(1, self.model.lib.llama_model_n_cls_out(self.model.handle)), done)[:, 0]
+        return [float(score) for score in scores], [len(one) for one in tokens]
+
+    def _pair(self, query: str, document: str) -> list[int]:
+        """Tokens of a query and a document, as the model was trained on them: its own form, or one after the other."""
+        form = self.model.meta("tokenizer.chat_template.rerank")
+        if form:
+            contents = {"{query}": query, "{document}": document}
+            found = []
+            for piece in re.split(r"(\{query\}|\{document\})", form):
+                found += self.model.tokenize(contents.get(piece, piece), special=piece not in contents)
+            return found
+        lib, vocab = self.model.lib, self.model.vocab
+        first, second = (self.model.tokenize(text, special=False, wrap=True) for text in (query, document))
+        if self.model.adds_bos and second[:1] == [self.model.bos]:
+            second = second[1:]
+        double = lib.llama_vocab_get_add_eos(vocab) and lib.llama_vocab_get_add_sep(vocab)
+        return [*first, lib.llama_vocab_sep(vocab), *second] if double else [*first, *second]
+
+    def _pool(self, tokens: list[list[int]], width: int, done: Done | None) -> NDArray[np.float32]:
+        """(n, width) of what the engine makes of each text's states."""
         for one in tokens:
             if len(one) > self.limit:
                 raise UsageError(f"a text of {len(one)} tokens is longer than the context of {self.limit}")
         context = self._make_room(max([_PACK_TOKENS, *map(len, tokens)]))
-        out: NDArray[np.float32] = np.zeros((len(texts), self.width), np.float32)
-        order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
+        out: NDArray[np.float32] = np.zeros((len(tokens), width), np.float32)
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         at = 0
         while at < len(order):
             group: list[int] = []
@@ -49,8 +88,6 @@ class Embedder:
             _pack(context, group, tokens, out)
             if done:
                 done(at, len(order))
-        lengths: NDArray[np.float32] = np.linalg.norm(out, axis=1, keepdims=True)
-        out /= np.maximum(lengths, 1e-12)
         return out
 
     def _make_room(self, tokens: int) -> NativeContext:
