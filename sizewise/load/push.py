@@ -53,8 +53,8 @@ def push(
     if not isinstance(target, OllamaRef):
         raise UsageError(f"{to}: a model is pushed to ollama://host[:port]/[namespace/]name[:tag]")
     with store.writing():  # until the end nobody collects what is being sent
-        listen(Progress("retrieving manifest", 0, None, ""))
         manifest, data = store.get(own), store.manifest_bytes(own)
+        listen(Progress("retrieving manifest", 0, None, ""))
         for layer in manifest.blobs:
             wrong = store.fault_of(layer)
             if wrong:

@@ -17,13 +17,14 @@ from sizewise.core.errors import (
 from sizewise.core.events import Listener, Progress
 from sizewise.core.references import NameRef, OllamaRef
 from sizewise.load.facts import facts_of_gguf
-from sizewise.load.models import base_url
+from sizewise.load.models import FILE_TYPE, OLLAMA, base_url
 from sizewise.load.sources.web import Web, read_limited
 from sizewise.load.store import atomic
 from sizewise.load.store.manifest import MANIFEST_TYPE, Layer, Manifest, layers_of, parse_manifest
 from sizewise.load.store.store import Store
 
 _ACCEPT = f"{MANIFEST_TYPE}, application/vnd.oci.image.manifest.v1+json"
+_WEIGHTS = OLLAMA + "model"
 _TRIES = 6  # in a row without a single new byte
 _WAIT_S = 0.5  # before the second try; doubles
 
@@ -45,10 +46,14 @@ def registry(
         with store.writing():
             data = _manifest(reference, web)
             layers = [*dict.fromkeys(layers_of(parse_manifest(data, str(reference))))]
+            if not any(layer.media_type in (_WEIGHTS, FILE_TYPE) for layer in layers):
+                raise BadModel(f"{reference}: holds nothing that sizewise can run (no GGUF and no checkpoint)")
             missing = [layer for layer in layers if not store.has(layer)]
             if not missing:
                 total = sum(layer.size for layer in layers)
                 listen(Progress(f"{target} is already here", total, total, "bytes"))
+            for layer in (layer for layer in layers if layer not in missing):
+                listen(Progress(f"pulling {layer.digest[7:19]}", layer.size, layer.size, "bytes", layer.digest))
             atomic.require_space(store.layout.blobs, sum(layer.size - _have(layer, store) for layer in missing))
             for layer in missing:
                 _Blob(reference, layer, store, web, listen).pull()
@@ -87,7 +92,7 @@ def _have(layer: Layer, store: Store) -> int:
 def _check_weights(layers: list[Layer], store: Store) -> None:
     """Refuse a model whose weights are no GGUF before it gets a name; what we fetched for it goes."""
     for layer in layers:
-        if layer.media_type == "application/vnd.ollama.image.model":
+        if layer.media_type == _WEIGHTS:
             try:
                 facts_of_gguf(store.blob(layer.digest))
             except BadModel:
