@@ -1,34 +1,34 @@
 """A GGUF model as HTTP sees it: jobs become requests to the engine's own server, its events become ours.
 
 Texts and plain chats are tokenized as the runner does it and sent as token ids: what is scored is what is served.
+Conversations that need more than text (images, thoughts, function calls in the template's own form) go through the
+engine's chat endpoint, which has the parsers for them (`conversation.py`).
 """
 
-import asyncio
-import json
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sizewise.core.errors import EngineFailed, TooLong, UsageError
+from sizewise.core.errors import SizewiseError, TooLong, Unsupported, UsageError
 from sizewise.core.requests import Message, Score, ScoreRequest
 from sizewise.load.llama.server import LlamaServer
-from sizewise.load.runner import Options
-from sizewise.load.runners.llamacpp import LlamaCpp
-from sizewise.load.templates import prompt_form, render_chat, render_without_template, unguarded
-from sizewise.serve.job import Done, Draw, Event, Finish, Job, Piece, TokenLogprob
+from sizewise.load.templates import unguarded
+from sizewise.serve import constraints
+from sizewise.serve.calling import call_or_answer
+from sizewise.serve.capabilities import capabilities_of
+from sizewise.serve.completion import Completion, scored
+from sizewise.serve.conversation import Conversation
+from sizewise.serve.engine import Engine
+from sizewise.serve.fitting import cut_tokens, cut_turns
+from sizewise.serve.job import Done, Event, Job, TokenLogprob, Turn
 from sizewise.serve.session import Capability
-from sizewise.serve.upstream import Broken, Refused, Upstream
-
-T = TypeVar("T")
-_FIELDS = [
-    *("content", "stop", "stop_type", "stopping_word", "tokens_predicted", "tokens_evaluated", "timings", "tokens"),
-    "completion_probabilities",
-]  # of the last event; its other fields repeat the settings and the whole prompt
+from sizewise.serve.tools import in_words
+from sizewise.serve.upstream import Broken, Refused
 
 
 class NativeSession:
@@ -36,59 +36,68 @@ class NativeSession:
 
     def __init__(self, server: LlamaServer) -> None:
         self.model, self.context, self.parallel = server.model, server.context, server.parallel
-        self.capabilities: frozenset[Capability] = frozenset(("completion", "embedding", "score"))
+        self.capabilities: frozenset[Capability] = capabilities_of(server.model) | {"embedding", "score"}
         self._server = server
-        self._upstream = Upstream(server.host, server.port, server.key)
-        self._threads = ThreadPoolExecutor(4, "native")  # calls to the children, which block
-        self._runner: LlamaCpp | None = None
-        self._opening = asyncio.Lock()
-        self._template = server.model.template or server.info.template
+        self._engine = Engine(server)
+        self._native_tools = False
+
+    async def prepare(self) -> None:
+        """Find out what the engine makes of the chat template. To be called once, before all else."""
+        props = await self._engine.upstream.ask("/props")
+        caps = props.get("chat_template_caps", {})
+        self._native_tools = bool(caps.get("supports_tools") and caps.get("supports_tool_calls"))
 
     async def stream(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answer; see the protocol."""
+        self._check(job)
         try:
-            tokens, cut = await self._prompt(job)
-            async with aclosing(self._complete(job, tokens, cut)) as events:
+            async with aclosing(self._answer(job)) as events:
                 async for event in events:
                     yield event
-        except Broken as error:
-            raise await self._in_thread(self._server.death) from error
-        except Refused as error:
-            if error.status < 500:
-                raise UsageError(f"{self.model.name}: the engine refuses: {error.message}") from error
-            raise EngineFailed(f"{self.model.name}: the engine stopped: {error.message}") from error
+        except (Broken, Refused) as error:
+            raise await self._engine.failure(error) from error
 
     async def render(self, job: Job) -> str:
         """The text that the model would be given; see the protocol."""
-        return unguarded(await self._render(job))
+        if self._through_engine(job):
+            return await Conversation(self._engine, job, self.context).render(self._whole(job.turns, job))
+        return unguarded(await self._render(in_words(job.turns), job))
 
     async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
         """Token ids; see the protocol."""
-        return (await self._in_thread(partial(self._server.encode, [text], special=special, bos=bos)))[0]
+        return await self._engine.encode(text, special=special, bos=bos)
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids; see the protocol."""
-        return (await self._in_thread(partial(self._server.decode, tokens))).decode("utf-8", "replace")
+        return (await self._engine.decode(tokens)).decode("utf-8", "replace")
 
     async def prompt_logprobs(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
         """Of each token of a text; see the protocol."""
-        raise NotImplementedError
+        return await scored(self._engine, self._known(tokens), top)
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
         """Log-probabilities of continuations; see the protocol."""
-        runner = await self._scorer()
-        return await self._in_thread(partial(runner.score, requests))
+        runner = await self._engine.runner()
+        return await self._engine.in_thread(partial(runner.score, requests))
 
     async def embed(self, texts: Sequence[str], *, truncate: bool = True) -> tuple[NDArray[np.float32], list[int]]:
         """Vectors and numbers of tokens; see the protocol."""
-        runner = await self._scorer()
-        counts = await self._in_thread(partial(runner.count_tokens, texts))
-        return await self._in_thread(partial(runner.embed, texts)), counts
+        runner, limit = await self._engine.runner(), self._server.trained_context - 2  # begin and end have tokens, too
+        counts, fitted = await self._engine.count(texts), list(texts)
+        for place, count in enumerate(counts):
+            if count > limit:
+                if not truncate:
+                    raise TooLong(self.model.name, count + 2, limit + 2)
+                tokens = await self._engine.encode(texts[place], special=False, bos=False)
+                fitted[place] = (await self._engine.decode(tokens[:limit])).decode("utf-8", "ignore")
+                counts[place] = limit
+        if not fitted:
+            return np.zeros((0, self.model.embedding_length or 0), np.float32), []
+        return await self._engine.in_thread(partial(runner.embed, fitted)), counts
 
     def pids(self) -> list[int]:
         """The processes; see the protocol."""
-        runner = self._runner
-        return [self._server.pid, *(runner.pids() if runner else ())]
+        return self._engine.pids()
 
     @property
     def alive(self) -> bool:
@@ -97,24 +106,127 @@ class NativeSession:
 
     async def close(self) -> None:
         """Unload."""
-        runner, self._runner = self._runner, None
-        await asyncio.gather(
-            asyncio.to_thread(self._server.close), *([asyncio.to_thread(runner.close)] if runner else [])
-        )
-        self._threads.shutdown(wait=False)
+        await self._engine.close()
 
-    async def _prompt(self, job: Job) -> tuple[list[int], int]:
-        """Token ids of what the model continues, and how many were cut away."""
+    def _check(self, job: Job) -> None:
+        """Refuse what this model cannot do.
+
+        Raises:
+            Unsupported: it cannot think, see, call or fill gaps.
+        """
+        can = self.capabilities
+        needs: dict[Capability, bool] = {
+            "tools": bool(job.tools) and job.tool_choice != "none",
+            "vision": any(turn.images for turn in job.turns),
+            "thinking": bool(job.think),
+            "insert": job.suffix is not None,
+        }
+        words = {"tools": "tools", "vision": "images", "thinking": "thinking", "insert": "insert"}
+        for capability, needed in needs.items():
+            if needed and capability not in can:
+                raise Unsupported(f"{self.model.name} does not support {words[capability]}")
+        if job.grammar is not None:
+            constraints.check_grammar(job.grammar)
+        if job.grammar is not None and job.schema is not None:
+            raise UsageError("an answer follows a schema or a grammar, not both")
+
+    def _through_engine(self, job: Job) -> bool:
+        """Whether a conversation needs the engine's own chat endpoint."""
+        if not job.turns or job.before or job.template:
+            return False
+        calls = bool(job.tools) or any(turn.tool_calls or turn.role == "tool" for turn in job.turns)
+        pictures = any(turn.images for turn in job.turns)
+        return pictures or "thinking" in self.capabilities or (calls and self._native_tools)
+
+    async def _answer(self, job: Job) -> AsyncGenerator[Event, None]:
+        if self._through_engine(job):
+            job = replace(job, turns=self._whole(job.turns, job))
+            events = Conversation(self._engine, job, self.context).answer()
+        elif job.turns and (job.tools or any(turn.tool_calls or turn.role == "tool" for turn in job.turns)):
+            events = call_or_answer(self._engine, job, self._fit, self._complete)
+        else:
+            events = self._complete(job)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _complete(self, job: Job) -> AsyncGenerator[Event, None]:
+        limits = await self._limits(job)
+        completion, _ = await self._fit(job)
+        if completion.limit < 1:
+            yield completion.nothing()
+            return
+        stream = self._engine.complete(completion.body(limits))
+        async with aclosing(stream):
+            async for events in stream:
+                piece = await completion.piece(events)
+                if piece:
+                    yield piece
+                if events[-1]["stop"]:
+                    yield completion.done(events[-1])
+
+    async def _limits(self, job: Job) -> dict[str, Any]:
+        if job.schema is not None:
+            return {"json_schema": await self._engine.schema(job.schema)}
+        return {} if job.grammar is None else {"grammar": job.grammar}
+
+    async def _fit(self, job: Job) -> tuple[Completion, Job]:
+        """The completion of a job, its prompt cut where it does not fit and the job allows that.
+
+        Raises:
+            TooLong: it does not fit.
+        """
+        tokens, whole = await self._tokens(job), 0
+        if len(tokens) >= self.context:
+            if not job.truncate:
+                raise TooLong(self.model.name, len(tokens), self.context)
+            whole = len(tokens)
+            if job.turns and not job.before:
+
+                async def prompt(turns: tuple[Turn, ...]) -> list[int]:
+                    return await self._tokens(replace(job, turns=turns))
+
+                turns, tokens = await cut_turns(self._engine, job.turns, prompt, job.draw, self.context)
+                job = replace(job, turns=turns)
+            else:
+                start = len(await self._engine.encode("", special=False, bos=True))
+                tokens = cut_tokens(tokens, job.draw, self.context, start)
+        cut = whole - len(tokens) if whole else 0
+        return Completion(self._engine, job, tokens, self.context - len(tokens), cut), job
+
+    async def _tokens(self, job: Job) -> list[int]:
+        """Token ids of what the model continues."""
         if job.tokens is not None:
-            tokens = self._known(job.tokens)
-        elif job.prompt is not None:
-            tokens = await self.tokenize(job.prompt, special=job.special, bos=True)
+            return self._known(job.tokens)
+        if job.prompt is not None and job.suffix is not None:
+            return await self._around_gap(job.prompt, job.suffix)
+        if job.prompt is not None:
+            tokens = await self._engine.encode(job.prompt, special=job.special, bos=True)
         else:
             tokens = self._known(job.before)
-            tokens += await self.tokenize(await self._render(job), special=True, bos=not tokens)
-        if len(tokens) >= self.context:
-            raise TooLong(self.model.name, len(tokens), self.context)
-        return tokens, 0
+            tokens += await self._engine.encode(await self._render(job.turns, job), special=True, bos=not tokens)
+        # an empty text is what the model expects before any: its beginning token, or the one that ends a text
+        return tokens or [self._server.start]
+
+    async def _around_gap(self, before: str, after: str) -> list[int]:
+        ahead, behind, middle = self._server.gap
+        start = await self._engine.encode("", special=False, bos=True)
+        one, two = [await self._engine.encode(text, special=False, bos=False) for text in (before, after)]
+        return [*start, ahead, *one, behind, *two, middle]
+
+    async def _render(self, turns: Sequence[Turn], job: Job) -> str:
+        messages = [Message(turn.role, turn.content) for turn in self._whole(turns, job)]
+        return await self._engine.render(messages, job.template)
+
+    def _whole(self, turns: Sequence[Turn], job: Job) -> tuple[Turn, ...]:
+        """The turns with what is stored with the model before them, unless the conversation has begun already."""
+        if job.before:
+            return tuple(turns)
+        stored = tuple(Turn(one.role, one.content) for one in self.model.messages)
+        whole = (*stored, *turns)
+        if self.model.system and all(turn.role != "system" for turn in whole):
+            return (Turn("system", self.model.system), *whole)
+        return whole
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         """Tokens that came from outside, each of them one of this model's."""
@@ -122,117 +234,3 @@ class NativeSession:
         if wrong is not None:
             raise UsageError(f"{wrong} is no token of {self.model.name}: it has {self._server.vocabulary}, from 0")
         return list(tokens)
-
-    async def _render(self, job: Job) -> str:
-        turns: Sequence[Message] = [Message(turn.role, turn.content) for turn in job.turns]
-        if not job.before:  # what is stored with the model stands at the beginning
-            turns = self.model.conversation(turns)
-        server = self._server
-        template = job.template or self._template
-        if template:
-            return await self._in_thread(
-                partial(render_chat, template, turns, bos=server.bos, eos=server.eos, control=server.control)
-            )
-        form = prompt_form(self.model.name) or prompt_form(server.info.architecture)
-        return render_without_template(turns, form, control=server.control)
-
-    async def _complete(self, job: Job, tokens: list[int], cut: int) -> AsyncGenerator[Event, None]:
-        body = _body(job, tokens, self.context)
-        answer: list[int] = []
-        async with aclosing(self._upstream.stream("/completion", body)) as batches:
-            async for batch in batches:
-                events = [json.loads(data) for data in batch]
-                last = events[-1]
-                for event in events:
-                    answer += event["tokens"]
-                text = "".join(event["content"] for event in events)
-                logprobs = tuple(one for event in events for one in _logprobs(event, job.top_logprobs))
-                if text or logprobs:
-                    yield Piece(text=text, logprobs=logprobs)
-                if last["stop"]:
-                    yield _done(last, tokens, answer, cut)
-                    return
-        raise Broken("the engine's answer ended in the middle")
-
-    async def _scorer(self) -> LlamaCpp:
-        async with self._opening:
-            if self._runner is None:
-                options = Options(context=self._server.trained_context)
-                self._runner = await self._in_thread(partial(LlamaCpp, self.model, options))
-            return self._runner
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-
-
-def _body(job: Job, tokens: list[int], context: int) -> dict[str, Any]:
-    room = context - len(tokens)
-    limit = room if job.draw.max_tokens is None else min(room, job.draw.max_tokens)
-    body = {
-        "prompt": tokens,
-        "n_predict": limit,
-        "stream": True,
-        "cache_prompt": True,
-        "return_tokens": True,
-        "response_fields": _FIELDS,
-        **drawing(job.draw),
-    }
-    if job.top_logprobs is not None:
-        body["n_probs"] = max(1, job.top_logprobs)
-    if job.schema is not None:
-        body["json_schema"] = {} if job.schema == "json" else job.schema
-    if job.grammar is not None:
-        body["grammar"] = job.grammar
-    return body
-
-
-def drawing(draw: Draw) -> dict[str, Any]:
-    """How tokens are drawn, in the engine's words."""
-    body: dict[str, Any] = {
-        "temperature": draw.temperature,
-        "top_p": draw.top_p,
-        "top_k": draw.top_k,
-        "min_p": draw.min_p,
-        "typical_p": draw.typical_p,
-        "repeat_last_n": draw.repeat_last_n,
-        "repeat_penalty": draw.repeat_penalty,
-        "presence_penalty": draw.presence_penalty,
-        "frequency_penalty": draw.frequency_penalty,
-        "seed": -1 if draw.seed is None else draw.seed % (2**32 - 1),
-        "stop": list(draw.stop),
-    }
-    if draw.logit_bias:
-        body["logit_bias"] = [[token, bias] for token, bias in draw.logit_bias]
-    return body
-
-
-def _logprobs(event: dict[str, Any], top: int | None) -> list[TokenLogprob]:
-    if top is None:
-        return []
-    return [
-        _one(
-            entry,
-            tuple(_one(other) for other in entry.get("top_logprobs", ())[:top]),
-        )
-        for entry in event.get("completion_probabilities", ())
-    ]
-
-
-def _one(entry: dict[str, Any], top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-    return TokenLogprob(entry["token"], tuple(entry["bytes"]), float(entry["logprob"]), int(entry["id"]), top)
-
-
-def _done(event: dict[str, Any], prompt: list[int], answer: list[int], cut: int) -> Done:
-    timings = event.get("timings", {})
-    finish: Finish = "length" if event.get("stop_type") == "limit" else "stop"
-    return Done(
-        finish=finish,
-        prompt_tokens=len(prompt),
-        completion_tokens=event["tokens_predicted"],
-        cached_tokens=timings.get("cache_n", 0),
-        cut_tokens=cut,
-        prompt_s=timings.get("prompt_ms", 0.0) / 1000,
-        decode_s=timings.get("predicted_ms", 0.0) / 1000,
-        tokens=(*prompt, *answer),
-        stop_text=event.get("stopping_word", ""),
-    )
