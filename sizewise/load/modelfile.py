@@ -160,28 +160,21 @@ def write(model: Model, source: str = "") -> str:
     lines = ["# Modelfile made by `sizewise show --modelfile`", f"FROM {source or model.name}"]
     lines += [_line("TEMPLATE", model.template)] if model.template else []
     lines += [_line("SYSTEM", model.system)] if model.system else []
-    lines += [f"PARAMETER {name} {text}" for name, text in parameter_lines(model.defaults)]
+    lines += [_line(f"PARAMETER {name}", value) for name, value in parameter_pairs(model.defaults)]
     lines += [_line(f"MESSAGE {turn.role}", turn.content) for turn in model.messages]
     lines += [_line("LICENSE", model.license)] if model.license else []
     return "\n".join(lines) + "\n"
 
 
-def parameter_lines(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Parameters as names and texts, a list as several of one name."""
-    pairs = [(name, item) for name, value in values.items() for item in (value if isinstance(value, list) else [value])]
-    return [(name, _text(item)) for name, item in pairs]
+def parameter_pairs(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Parameters with their values, a list as several of one name."""
+    return [(name, item) for name, value in values.items() for item in (value if isinstance(value, list) else [value])]
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return _quoted(value) if isinstance(value, str) else f"{value}"
-
-
-def _line(word: str, text: str) -> str:
-    quoted = _quoted(text)
+def _line(word: str, value: Any) -> str:
+    text = _quoted(value) if isinstance(value, str) else str(value).lower()
     # a text in which lines end with both kinds of quotation cannot be said in this language
-    return f"{word} {quoted}" if quoted else f"# {word} cannot be written here: its text holds the quotation marks"
+    return f"{word} {text}" if text else f"# {word} cannot be written here: its text holds the quotation marks"
 
 
 def _quoted(text: str) -> str:
