@@ -168,9 +168,9 @@ def _tools(fields: Fields) -> dict[str, Any]:
         if not isinstance(kind, str) or kind not in kinds:
             raise BadField("tool_choice.type", f"is {kind!r:.40}; expected auto, any, none or tool")
         choice = kinds[kind]
-        if sent_choice.get("disable_parallel_tool_use"):
-            fields.warn("tool_choice.disable_parallel_tool_use has no effect here")
-    return openai.tool_fields(Fields({"tools": nested or None, "tool_choice": choice}))
+    single = sent_choice is not None and sent_choice.get("disable_parallel_tool_use") is True
+    made = openai.tool_fields(Fields({"tools": nested or None, "tool_choice": choice}))
+    return {**made, "parallel_calls": not single}
 
 
 class Messenger:

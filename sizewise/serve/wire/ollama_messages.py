@@ -1,11 +1,11 @@
 """Ollama's messages, as turns of a conversation."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from sizewise.serve.body import BadField, Fields
 from sizewise.serve.job import ToolCall, Turn, TurnRole
 from sizewise.serve.wire import limits
+from sizewise.serve.wire.turns import paired
 
 ROLES: tuple[TurnRole, ...] = ("system", "user", "assistant", "tool")
 MOST_MESSAGES = 10_000
@@ -28,7 +28,7 @@ def read_messages(fields: Fields, key: str = "messages") -> tuple[Turn, ...]:
         inner = Fields(raw, name)
         turns.append(_turn(inner))
         inner.finish()
-    return _paired(turns)
+    return paired(turns)
 
 
 def _turn(fields: Fields) -> Turn:
@@ -72,29 +72,3 @@ def _call(raw: Any, name: str) -> ToolCall:
         inner.integer("index", None)
         inner.finish()
     return call
-
-
-def _paired(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Give each result of a tool the name and the id of the call that it answers, and each call an id."""
-    paired: list[Turn] = []
-    waiting: list[ToolCall] = []
-    for place, turn in enumerate(turns):
-        if turn.tool_calls:
-            waiting = [
-                ToolCall(call.name, call.arguments, call.id or f"call_{place}_{number}")
-                for number, call in enumerate(turn.tool_calls)
-            ]
-            turn = Turn(turn.role, turn.content, turn.thinking, tuple(waiting), images=turn.images)
-        elif turn.role == "tool" and waiting:
-            call = _answered(turn, waiting)
-            waiting.remove(call)
-            turn = Turn("tool", turn.content, "", (), turn.tool_name or call.name, call.id, turn.images)
-        paired.append(turn)
-    return tuple(paired)
-
-
-def _answered(result: Turn, waiting: Sequence[ToolCall]) -> ToolCall:
-    """The call that a result belongs to."""
-    by_id = (call for call in waiting if result.tool_call_id and call.id == result.tool_call_id)
-    by_name = (call for call in waiting if result.tool_name and call.name == result.tool_name)
-    return next(by_id, None) or next(by_name, None) or waiting[0]

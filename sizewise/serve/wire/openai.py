@@ -14,6 +14,7 @@ from sizewise.serve.job import Done, Draw, Event, Job, TokenLogprob, ToolCall, T
 from sizewise.serve.lease import UNSET, KeepAlive
 from sizewise.serve.settings import parse_duration
 from sizewise.serve.wire import limits
+from sizewise.serve.wire.turns import paired
 
 MOST_CHOICES, MOST_TOP, MOST_TOKENS = 8, 20, 2**31 - 1
 DEFAULTS = Draw(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
@@ -85,9 +86,8 @@ def sampling(fields: Fields) -> Given:
         "seed": fields.integer("seed", None, low=-1),
         "logit_bias": bias(fields),
     }
-    if given["seed"] == -1:
-        given["seed"] = None  # a new one for each request, as without the field
-    return {name: value for name, value in given.items() if value is not None}
+    sent = {name: value for name, value in given.items() if value is not None}
+    return {**sent, "seed": None} if sent.get("seed") == -1 else sent  # None: a new one for each request
 
 
 def bias(fields: Fields) -> tuple[tuple[int, float], ...] | None:
@@ -157,7 +157,7 @@ def messages(fields: Fields, key: str = "messages") -> tuple[Turn, ...]:
     found = fields.items(key)
     if not found:
         raise BadField(key, "is empty; a conversation has at least one message")
-    return tuple(turn(item, f"{key}[{place}]") for place, item in enumerate(found))
+    return paired([turn(item, f"{key}[{place}]") for place, item in enumerate(found)])
 
 
 def turn(item: Any, where: str) -> Turn:

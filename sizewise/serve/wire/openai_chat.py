@@ -38,6 +38,7 @@ def parse(fields: Fields) -> Asked:
         grammar=None if grammar is None else limits.grammar(grammar, "grammar"),
         think=openai.effort(fields.raw("reasoning_effort"), "reasoning_effort"),
         top_logprobs=(top or 0) if logprobs else None,
+        parallel_calls=fields.boolean("parallel_tool_calls", True),
         **openai.tool_fields(fields),
     )
     if job.schema and job.grammar:
@@ -58,8 +59,6 @@ def _leave_out(fields: Fields) -> None:
         raise BadField("modalities", "only text is supported")
     if fields.boolean("store", False):
         fields.warn("store has no effect here: nothing is kept")
-    if fields.boolean("parallel_tool_calls", True) is False:
-        fields.warn("parallel_tool_calls has no effect here")
     fields.without_effect(_IDLE)
     fields.without_effect(("prompt_cache_options",))
 

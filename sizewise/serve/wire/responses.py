@@ -52,6 +52,7 @@ def parse(fields: Fields) -> AskedResponse:
         think=openai.effort(reasoning.raw("effort"), "reasoning.effort"),
         top_logprobs=(top or 0) if _LOGPROBS in include or top else None,
         truncate=fields.choice("truncation", ("auto", "disabled"), "disabled") == "auto",
+        parallel_calls=fields.boolean("parallel_tool_calls", True),
         **choice,
     )
     for part in (text, reasoning):
@@ -67,7 +68,7 @@ def parse(fields: Fields) -> AskedResponse:
         "instructions": fields.body.get("instructions"),
         "max_output_tokens": most,
         "metadata": metadata,
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": job.parallel_calls,
         "text": {"format": fields.body.get("text", {}).get("format") or {"type": "text"}},
         "tool_choice": fields.body.get("tool_choice") or "auto",
         "tools": tools,
@@ -91,8 +92,6 @@ def _leave_out(fields: Fields) -> None:
         raise BadField("background", "is not supported: the answer comes with the request")
     if fields.boolean("store", False):
         fields.warn("store has no effect here: nothing is kept")
-    if fields.boolean("parallel_tool_calls", True) is False:
-        fields.warn("parallel_tool_calls has no effect here")
     fields.without_effect(_IDLE)
     fields.without_effect(("prompt_cache_options", "access_programs"))
 
