@@ -1,5 +1,6 @@
 """Models as Ollama's API lists and shows them."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 
 from sizewise.core.model import Model
 from sizewise.load.facts import config_of
-from sizewise.load.modelfile import parameter_lines, write
+from sizewise.load.modelfile import parameter_pairs, write
 from sizewise.load.store.manifest import Manifest
 
 FOR_EVER = "9999-12-31T23:59:59Z"
@@ -117,7 +118,11 @@ def template_of(model: Model) -> str | None:
 
 def parameters_text(defaults: dict[str, Any]) -> str:
     """The stored parameters, one a line; each text of a list has its own."""
-    return "\n".join(f"{name:<30} {text}" for name, text in parameter_lines(defaults))
+    lines = []
+    for name, value in parameter_pairs(defaults):
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value).lower()
+        lines.append(f"{name:<30} {text}")
+    return "\n".join(lines)
 
 
 def hex_of(digest: str) -> str:
