@@ -16,6 +16,7 @@ from sizewise.serve.manager import Manager
 
 Item = dict[str, Any] | bytes | tuple[str, dict[str, Any]]
 WARNING = "X-Sizewise-Warning"
+_encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # made once: this runs for each token
 
 
 async def read_fields(request: Request) -> Fields:
@@ -38,7 +39,7 @@ def manager_of(request: Request) -> Manager:
 
 def dump(value: Any) -> bytes:
     """JSON in one line, ASCII only: some clients split lines at characters that JSON leaves as they are."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _encoder.encode(value).encode()
 
 
 def json_answer(body: dict[str, Any], warnings: Sequence[str] = (), status: int = 200) -> Response:

@@ -14,6 +14,8 @@ from sizewise.serve.wire.openai import Answer, Asked
 _IDLE = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 _UNSUPPORTED = ("audio", "functions", "function_call", "web_search_options", "prediction", "moderation", "verbosity")
 
+_dump = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # ASCII, made once
+
 
 def parse(fields: Fields) -> Asked:
     """Read a request.
@@ -74,7 +76,7 @@ class Chat:
         self._head = {**head, "system_fingerprint": openai.fingerprint(model)}
         self._calls = [0] * asked.n
         # What all chunks have in common is written once: this runs for each token.
-        common = json.dumps({**self._head, "object": "chat.completion.chunk"}, separators=(",", ":"))
+        common = _dump({**self._head, "object": "chat.completion.chunk"})
         self._prefix = f'{common[:-1]},"choices":[{{'
 
     def add(self, index: int, event: Event) -> None:
@@ -117,7 +119,7 @@ class Chat:
         if self.asked.usage:
             usage = openai.usage_json(answer.done for answer in self.answers)
             body = {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
-            yield json.dumps(body, separators=(",", ":")).encode()
+            yield _dump(body).encode()
         yield openai.END
 
     def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
@@ -139,5 +141,5 @@ class Chat:
             choice["logprobs"] = {"content": [openai.token_json(token) for token in piece.logprobs], "refusal": None}
         tail = ',"usage":null' if self.asked.usage else ""
         if finish and self.asked.warnings:
-            tail += f',"warnings":{json.dumps(self.asked.warnings)}'
-        return f"{self._prefix}{json.dumps(choice, separators=(',', ':'))[1:]}]{tail}}}".encode()
+            tail += f',"warnings":{_dump(self.asked.warnings)}'
+        return f"{self._prefix}{_dump(choice)[1:]}]{tail}}}".encode()
