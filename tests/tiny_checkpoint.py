@@ -97,6 +97,7 @@ def as_model(folder: Path, **changes: Any) -> Model:
         "size_bytes": info.size_bytes,
         "architecture": info.architecture,
         "parameters": info.parameters,
+        "context_length": info.context_length,
         "template": info.template,
     }
     return Model(**{**values, **changes})

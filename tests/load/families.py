@@ -39,13 +39,14 @@ _OWN: dict[str, dict[str, Any]] = {
         "sliding_window": 32,
         "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 3.0,
-        "query_pre_attn_scalar": 24,
+        "query_pre_attn_scalar": 32,
     },
     "phi": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
     "phi3": {"sliding_window": 32, "original_max_position_embeddings": 256},
     "phi3.5": {
         "model_type": "phi3",
-        "original_max_position_embeddings": 64,
+        "original_max_position_embeddings": 256,
+        "max_position_embeddings": 1024,
         "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, **_LONG},
     },
     "phimoe": {
@@ -67,7 +68,13 @@ _OWN: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
-    "gemma3_text": {"head_dim": 32, "sliding_window": 32, "num_hidden_layers": 3, "layer_types": None},
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 32,
+        "num_hidden_layers": 3,
+        "layer_types": None,
+    },
     "smollm3": {"num_hidden_layers": 4, "tie_word_embeddings": True, "use_sliding_window": False},
 }
 FAMILIES = tuple(_OWN)
@@ -85,6 +92,7 @@ def write_family(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> P
     vocabulary = write_pieces_tokenizer(folder, gemma=gemma) if name in _PIECES else write_bytes_tokenizer(folder)
     if name == "gemma3_text":
         own["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention"]
+    vocabulary = -(-vocabulary // 32) * 32  # more rows than tokens, as in published models
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     family = own.pop("model_type")
     unused = {"gpt2": _SIZE, "opt": {"num_key_value_heads", "intermediate_size"}}.get(family, ())
