@@ -61,9 +61,9 @@ class Line:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # its turn came at the moment at which it went
+            if not turn.cancelled():  # its turn came at the moment at which it went
                 self.leave()
-            else:
+            elif turn in self._waiting:
                 self._waiting.remove(turn)
                 self.admission.waiting -= 1
             raise
@@ -76,8 +76,9 @@ class Line:
         while self._waiting and self.running < self.places:
             turn = self._waiting.popleft()
             self.admission.waiting -= 1
-            self._take()
-            turn.set_result(None)
+            if not turn.cancelled():  # cancelled: who waited has gone, and is about to find out
+                self._take()
+                turn.set_result(None)
 
     def _take(self) -> None:
         self.running += 1

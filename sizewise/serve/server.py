@@ -60,7 +60,9 @@ def serve(settings: Settings, store: Store | None = None, *, announce: Callable[
     server.ready = lambda: announce(f"sizewise listens at http://{shown}:{port}")
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(server.live(listener))
+        code = runner.run(server.live(listener))
+    kill_children()  # those that were asked to end, and did not
+    return code
 
 
 def check_exposure(settings: Settings) -> None:
@@ -158,11 +160,17 @@ class _Server(uvicorn.Server):
 
     def _end_now(self) -> None:
         """A second signal: kill the children, and go without a further word."""
-        state = self.config.app.state  # type: ignore[union-attr]
-        for pid in state.manager.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_children()
         os._exit(0)
+
+
+def kill_children() -> None:
+    """End every process that this one started, whatever it does."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _allow_many_sockets() -> None:

@@ -44,6 +44,21 @@ async def test_who_goes_while_waiting_gives_the_place_back() -> None:
 
 
 @pytest.mark.asyncio
+async def test_who_goes_just_before_its_turn_is_passed_over() -> None:
+    line = Line(Admission(max_queue=9), places=1)
+    await line.enter("m")
+    first, second = (asyncio.create_task(line.enter("m")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    line.leave()  # before the first one has run again
+    await asyncio.wait({first, second}, timeout=1)
+    assert first.cancelled()
+    assert second.done()
+    line.leave()
+    assert (line.admission.running, line.admission.waiting, line.empty) == (0, 0, True)
+
+
+@pytest.mark.asyncio
 async def test_the_queue_is_one_for_all_models() -> None:
     admission = Admission(max_queue=1)
     lines = [Line(admission, places=1) for _ in range(2)]
