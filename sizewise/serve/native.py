@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sizewise.core.errors import SizewiseError, TooLong, Unsupported, UsageError
+from sizewise.core.errors import TooLong, Unsupported, UsageError
 from sizewise.core.requests import Message, Score, ScoreRequest
 from sizewise.load.llama.server import LlamaServer
 from sizewise.load.templates import unguarded
@@ -25,7 +25,7 @@ from sizewise.serve.completion import Completion, scored
 from sizewise.serve.conversation import Conversation
 from sizewise.serve.engine import Engine
 from sizewise.serve.fitting import cut_tokens, cut_turns
-from sizewise.serve.job import Done, Event, Job, TokenLogprob, Turn
+from sizewise.serve.job import Event, Job, TokenLogprob, Turn
 from sizewise.serve.session import Capability
 from sizewise.serve.tools import in_words
 from sizewise.serve.upstream import Broken, Refused
@@ -61,7 +61,7 @@ class NativeSession:
         """The text that the model would be given; see the protocol."""
         if self._through_engine(job):
             return await Conversation(self._engine, job, self.context).render(self._whole(job.turns, job))
-        return unguarded(await self._render(in_words(job.turns), job))
+        return unguarded(await self._render(in_words(self._whole(job.turns, job)), job))
 
     async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
         """Token ids; see the protocol."""
@@ -94,6 +94,10 @@ class NativeSession:
         if not fitted:
             return np.zeros((0, self.model.embedding_length or 0), np.float32), []
         return await self._engine.in_thread(partial(runner.embed, fitted)), counts
+
+    async def rank(self, query: str, documents: Sequence[str]) -> tuple[list[float], list[int]]:
+        """Not possible: rerankers are encoders, which `generic.py` serves."""
+        raise Unsupported(f"{self.model.name} is no reranker")
 
     def pids(self) -> list[int]:
         """The processes; see the protocol."""
@@ -139,8 +143,8 @@ class NativeSession:
         return pictures or "thinking" in self.capabilities or (calls and self._native_tools)
 
     async def _answer(self, job: Job) -> AsyncGenerator[Event, None]:
+        job = replace(job, turns=self._whole(job.turns, job)) if job.turns else job
         if self._through_engine(job):
-            job = replace(job, turns=self._whole(job.turns, job))
             events = Conversation(self._engine, job, self.context).answer()
         elif job.turns and (job.tools or any(turn.tool_calls or turn.role == "tool" for turn in job.turns)):
             events = call_or_answer(self._engine, job, self._fit, self._complete)
@@ -215,7 +219,7 @@ class NativeSession:
         return [*start, ahead, *one, behind, *two, middle]
 
     async def _render(self, turns: Sequence[Turn], job: Job) -> str:
-        messages = [Message(turn.role, turn.content) for turn in self._whole(turns, job)]
+        messages = [Message(turn.role, turn.content) for turn in turns]
         return await self._engine.render(messages, job.template)
 
     def _whole(self, turns: Sequence[Turn], job: Job) -> tuple[Turn, ...]:

@@ -2,13 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
-from sizewise.core.errors import EngineFailed
+from sizewise.core.errors import BadModel, EngineFailed, SizewiseError, UsageError
 from sizewise.core.model import Model
-from sizewise.load.llama.server import LlamaServer
+from sizewise.core.requests import Message
+from sizewise.load.facts import GGUF_FILE
+from sizewise.load.gguf.file import read_gguf
+from sizewise.load.llama.server import PLAIN, PROJECTOR_FILE, LlamaServer
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Options
+from sizewise.load.templates import render_chat
 from sizewise.serve.capabilities import capabilities_of
 from sizewise.serve.generic import GenericSession
 from sizewise.serve.native import NativeSession
@@ -35,12 +40,36 @@ async def open_session(
         EngineFailed: the engine died while it loaded, or took longer than `load_timeout`.
     """
     if model.kind == "gguf" and "completion" in await asyncio.to_thread(capabilities_of, model):
-        server = await asyncio.to_thread(LlamaServer, model, context=context, parallel=parallel, threads=threads)
+        make = partial(LlamaServer, model, context=context, parallel=parallel, threads=threads)
+        server = await asyncio.to_thread(lambda: make(template=_engine_template(model)))
         await _in_time(server.load, model, load_timeout, server.kill)
-        return NativeSession(server)
+        session = NativeSession(server)
+        await session.prepare()
+        return session
     options = Options(threads=threads, context=min(context, model.context_length or context), parallel=parallel)
     runner = await _in_time(lambda: open_runner(model, options=options), model, load_timeout, None)
     return GenericSession(runner, context=context, parallel=parallel)
+
+
+def _engine_template(model: Model) -> str:
+    """The template that the engine itself may render: the model's own where it is needed and did well in our sandbox.
+
+    A template is a program by a stranger, and the engine runs it without limits on time. Most models need no more than
+    our own rendering.
+    """
+    template = model.template or read_gguf(model.files[GGUF_FILE]).template
+    wants = PROJECTOR_FILE in model.files or "thinking" in capabilities_of(model)
+    if not template or not (wants or "tools" in template):
+        return PLAIN
+    try:
+        render_chat(template, (Message("system", "s"), Message("user", "u"), Message("assistant", "a")))
+    except BadModel:
+        return PLAIN
+    except UsageError:  # some want other turns; that they ran and said so is enough
+        return template
+    except SizewiseError:
+        return PLAIN
+    return template
 
 
 async def _in_time(load: Callable[[], T], model: Model, seconds: float, stop: Callable[[], None] | None) -> T:

@@ -96,6 +96,7 @@ class Embedder:
             return self._context
         if self._context:
             self._context.close()
+        tokens = -(-tokens // 256) * 256  # the library pools only where its sequences share a batch evenly
         # An embedding model names its pooling; any other gets the mean over its tokens.
         pooling = {} if self.model.meta("{arch}.pooling_type") else {"pooling_type": _MEAN}
         self._context = NativeContext(

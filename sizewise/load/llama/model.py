@@ -53,6 +53,9 @@ class NativeModel:
             key = key.replace("{arch}", self.meta("general.architecture") or "")
         buffer = ctypes.create_string_buffer(1024)
         length = self.lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        if length >= len(buffer):
+            buffer = ctypes.create_string_buffer(length + 1)
+            length = self.lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if length >= 0 else None
 
     def tokenize(self, text: str, *, special: bool, wrap: bool = False) -> list[int]:
@@ -82,6 +85,10 @@ class NativeModel:
             if size >= 0:
                 return out.raw[:size]
             room = -size
+
+    def gap_tokens(self) -> list[int]:
+        """The tokens that stand before the text ahead of a gap, the text behind it, and the filling; -1: none."""
+        return [getattr(self.lib, f"llama_vocab_fim_{part}")(self.vocab) for part in ("pre", "suf", "mid")]
 
     def control_texts(self) -> list[str]:
         """The texts of all control tokens, such as `<|im_end|>`."""

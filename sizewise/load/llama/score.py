@@ -34,6 +34,14 @@ class Span:
     first: int
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token given those before it, and the likeliest (token, log-probability) at its place."""
+
+    logprob: float | None  # None: nothing stands before it
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(slots=True)
 class _Pack:
     """Tokens for the engine, a tree in depth-first order, and who reads which logits."""
@@ -115,6 +123,25 @@ class Scorer:
 
         self._run([Span((*tokens, 0), len(tokens))], read, None)
         return rows[0]
+
+    def token_scores(self, tokens: Sequence[int], top: int, first: int = 0) -> list[TokenScore]:
+        """Each of `tokens[first:]` given all before it, and the `top` likeliest at its place.
+
+        Raises:
+            UsageError: there are more tokens than the context holds, or one is outside the vocabulary.
+        """
+        if wrong := [token for token in tokens if not 0 <= token < self.model.n_vocab]:
+            raise UsageError(f"{wrong[0]} is no token: the vocabulary has {self.model.n_vocab}, from 0")
+        found = [TokenScore(None)] * len(tokens)
+
+        def read(_: list[int], position: int, row: NDArray[np.float32]) -> None:
+            total = _log_sum_exp(row)
+            best = np.argpartition(row, -top)[-top:] if top else np.zeros(0, np.int64)
+            likeliest = sorted(((int(token), float(row[token]) - total) for token in best), key=lambda pair: -pair[1])
+            found[position + 1] = TokenScore(float(row[tokens[position + 1]]) - total, tuple(likeliest))
+
+        self._run([Span(tuple(tokens), max(1, first))], read, None)
+        return found[first:]
 
     def score_spans(self, spans: Sequence[Span], done: Done | None = None) -> list[Score]:
         """Sum of log-probabilities of each span, in the order given."""

@@ -4,6 +4,7 @@ The server batches the requests under way and keeps prompts that it has seen. It
 only who knows its key. Blocking; the HTTP side (`serve/native.py`) calls this from threads and streams by itself.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from sizewise.load.facts import GGUF_FILE
 from sizewise.load.gguf.file import GgufInfo, read_gguf
 
 ADAPTER_FILE, PROJECTOR_FILE = "adapter.gguf", "projector.gguf"
+PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # where the engine renders nothing
 _CACHE_MIB = 512  # prompts that no slot holds any more; reading one back costs a copy instead of its computation
 _CONTEXT = 4096  # where the file does not say
 
@@ -22,7 +24,9 @@ _CONTEXT = 4096  # where the file does not say
 class LlamaServer:
     """The process and its address: made, then loaded. Once the process has died, every call raises EngineFailed."""
 
-    def __init__(self, model: Model, *, context: int, parallel: int, threads: int | None = None) -> None:
+    def __init__(
+        self, model: Model, *, context: int, parallel: int, threads: int | None = None, template: str = PLAIN
+    ) -> None:
         """Check the file and start the process.
 
         Args:
@@ -30,6 +34,7 @@ class LlamaServer:
             context: tokens that one request may use, prompt and answer together.
             parallel: requests that are answered at the same time.
             threads: of the engine; None = one for each core.
+            template: the engine's own chat template. It runs outside our sandbox: only one that was tried there.
 
         Raises:
             BadModel: the file is cut short, is no GGUF or has an unknown architecture.
@@ -39,7 +44,8 @@ class LlamaServer:
         self.info: GgufInfo = read_gguf(self.path)
         self.trained_context = self.info.context_length or _CONTEXT
         self.context, self.parallel = context, parallel
-        self._engine_threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._template = template
         self._child = Child("sizewise.load.runners._llamacpp_child", model.name)
 
     def load(self) -> None:
@@ -51,7 +57,7 @@ class LlamaServer:
             EngineFailed: the engine cannot serve it, or died.
         """
         try:
-            self._load(self._engine_threads)
+            self._load()
         except BaseException:
             self._child.close()
             raise
@@ -70,6 +76,12 @@ class LlamaServer:
         if not all(-(2**31) <= token < 2**31 for token in tokens):
             raise UsageError("a token id has at most 31 bits")
         return self._child.call("decode", tokens=list(tokens))[1]
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token."""
+        lengths, data = self._child.call("pieces", tokens=list(tokens))
+        ends = list(itertools.accumulate(lengths, initial=0))
+        return [data[start:end] for start, end in itertools.pairwise(ends)]
 
     def death(self) -> EngineFailed:
         """Why the process gives no answers any more."""
@@ -97,24 +109,27 @@ class LlamaServer:
         """End the process. Safe to call twice."""
         self._child.close()
 
-    def _load(self, threads: int) -> None:
+    def _load(self) -> None:
         words = self._child.call(
             "open",
             path=str(self.path),
-            threads=threads,
+            threads=self.threads,
             context=self.context,
             parallel=self.parallel,
             kv_bytes_per_token=self.info.kv_bytes_per_token or 0,
+            adapters=[str(path) for path in self._files(ADAPTER_FILE)],
         )[0]
         self.bos: str = words["bos"]
         self.eos: str = words["eos"]
         self.control: tuple[str, ...] = tuple(words["control"])
+        self.start: int = words["start"]  # stands before a text without a prompt
         self.vocabulary: int = words["vocabulary"]
+        self.gap: tuple[int, ...] = tuple(words["gap"])
         server = self._child.call(
             "serve_fixed",
             context=self.context,
             parallel=self.parallel,
-            adapters=[str(path) for path in self._files(ADAPTER_FILE)],
+            template=self._template,
             projector=next((str(path) for path in self._files(PROJECTOR_FILE)), None),
             cache_mib=_CACHE_MIB,
         )[0]

@@ -61,6 +61,8 @@ class Engine:
             "adds_bos": model.adds_bos,
             "control": model.control_texts(),
             "vocabulary": model.n_vocab,
+            "start": model.start,
+            "gap": model.gap_tokens(),
         }
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -87,6 +89,11 @@ class Engine:
         data = self._vocabulary().detokenize(tokens)
         return len(data), data
 
+    def pieces(self, tokens: list[int]) -> tuple[list[int], bytes]:
+        """The bytes of each token: their lengths, and all of them in a row."""
+        rows = [self._vocabulary().detokenize([token]) for token in tokens]
+        return [len(row) for row in rows], b"".join(rows)
+
     def serve(self, tokens: int) -> dict[str, Any]:
         """Start the native server, or start it anew with more room: every slot is to hold `tokens`."""
         if self.server is None or self.server_context < tokens:
@@ -94,19 +101,34 @@ class Engine:
             self.server = None  # ends the old one and frees its memory first
             self._check_memory(size * self.parallel)
             self.key = secrets.token_urlsafe(24)
-            self.server = start_server(self.path, self.threads, size, self.parallel, self.key, self.adapters)
+            self.server = start_server(
+                server_params(self.path, self.threads, size, self.parallel, self.key, self.adapters)
+            )
             self.server_context = size
         return {"address": self.server.listening_address, "key": self.key}
 
     def serve_fixed(
-        self, context: int, parallel: int, adapters: list[str], projector: str | None, cache_mib: int
+        self,
+        context: int,
+        parallel: int,
+        template: str,
+        projector: str | None,
+        cache_mib: int,
     ) -> dict[str, Any]:
-        """Start the native server for good: `parallel` requests at once, each with up to `context` tokens."""
+        """Start the native server for good: `parallel` requests at once, each with up to `context` tokens.
+
+        The slots share one memory, so that what one does not use is another's. `template` is the engine's own chat
+        template; `cache_mib` the memory for prompts that no slot holds any more.
+        """
         self._check_memory(context * parallel)
         self.key = secrets.token_urlsafe(24)
-        self.server = start_server(
-            self.path, self.threads, context, parallel, self.key, adapters, projector, cache_mib, shared=True
-        )
+        params = server_params(self.path, self.threads, context, parallel, self.key, self.adapters)
+        params.kv_unified = True
+        params.cache_ram_mib, params.cache_idle_slots = cache_mib, cache_mib > 0
+        params.use_jinja, params.chat_template = True, template
+        if projector:
+            params.mmproj.path = projector
+        self.server = start_server(params)
         return {"address": self.server.listening_address, "key": self.key}
 
     def score(self, requests: list[tuple[str, list[str]]]) -> list[list[tuple[float, int, bool]]]:
@@ -118,6 +140,12 @@ class Engine:
         """Log-probability, number of scored tokens and of bytes of each text."""
         return [(one.logprob, one.tokens, one.bytes) for one in self._scorer().score_texts(texts, window, self._done)]
 
+    def token_scores(
+        self, tokens: list[int], top: int, first: int
+    ) -> list[tuple[float | None, list[tuple[int, float]]]]:
+        """Log-probability of each token from `first` on, and of the likeliest at its place."""
+        return [(one.logprob, list(one.top)) for one in self._scorer().token_scores(tokens, top, first)]
+
     def next_token(self, prompt: str) -> tuple[int, bytes]:
         """Log-probabilities of all tokens after a prompt, as float64."""
         row = self._scorer().next_token(prompt)
@@ -125,16 +153,23 @@ class Engine:
 
     def embed(self, texts: list[str]) -> tuple[list[int], bytes]:
         """(n, width) normalised embeddings, as float32."""
-        if self.embedder is None:
-            self._check_memory(PACK_TOKENS)
-            self.embedder = Embedder(self.path, threads=self.threads, context=self.context, adapters=self.adapters)
-        rows = self.embedder.embed(texts, self._done)
+        rows = self._embedder().embed(texts, self._done)
         return list(rows.shape), np.ascontiguousarray(rows, np.float32).tobytes()
+
+    def rank(self, query: str, documents: list[str]) -> tuple[list[float], list[int]]:
+        """A reranker's score of a query with each document, and the tokens of each pair."""
+        return self._embedder().rank(query, documents, self._done)
 
     def _vocabulary(self) -> NativeModel:
         if self.vocabulary is None:
             raise EngineFailed("no model is open")
         return self.vocabulary
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            self._check_memory(PACK_TOKENS)
+            self.embedder = Embedder(self.path, threads=self.threads, context=self.context, adapters=self.adapters)
+        return self.embedder
 
     def _scorer(self) -> Scorer:
         if self.scorer is None:
@@ -159,38 +194,16 @@ class Engine:
         self.host.tell(done=done, total=total)
 
 
-def start_server(
-    path: Path,
-    threads: int,
-    context: int,
-    parallel: int,
-    key: str,
-    adapters: Sequence[str] = (),
-    projector: str | None = None,
-    cache_mib: int = 0,
-    *,
-    shared: bool = False,
+def server_params(
+    path: Path, threads: int, context: int, parallel: int, key: str, adapters: Sequence[str | Path] = ()
 ) -> Any:
-    """The engine's own server on a free port of the loopback.
-
-    Args:
-        path: the GGUF file.
-        threads: of the engine's computation.
-        context: tokens of one request.
-        parallel: requests at once.
-        key: what a request must name.
-        adapters: LoRA files that are added to the weights.
-        projector: the file that turns images into embeddings.
-        cache_mib: memory for prompts that no slot holds any more.
-        shared: the slots share one memory, so that what one does not use is another's.
-    """
+    """Settings of the engine's own server, on a free port of the loopback: `context` tokens in each slot."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx = context * parallel
     params.n_parallel = parallel
-    params.kv_unified = shared
     params.n_batch = params.n_ubatch = 512
     for cpu in (params.cpuparams, params.cpuparams_batch):
         cpu.n_threads = threads
@@ -200,28 +213,31 @@ def start_server(
     params.n_threads_http = parallel + 4  # a stream holds one; the others answer short questions
     params.fit_params = False
     params.warmup = False  # the first request does the same work
-    params.cache_ram_mib = cache_mib  # by default it may keep 8 GiB of old prompts
-    params.cache_idle_slots = cache_mib > 0
-    params.use_jinja = True
+    params.cache_ram_mib = 0  # else it may keep 8 GiB of old prompts
+    params.cache_idle_slots = False
     params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
     params.ctx_shift = False
     params.verbosity = 1
-    if adapters:
-        params.lora_adapters = [_adapter(one) for one in adapters]
-    if projector:
-        params.mmproj.path = projector
-    try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise EngineFailed(f"{path.name}: the engine cannot serve it: {error}") from error
+    params.lora_adapters = [_adapter(path) for path in adapters]
+    return params
 
 
-def _adapter(path: str) -> Any:
+def _adapter(path: str | Path) -> Any:
     import xllamacpp
 
     adapter = xllamacpp.CommonAdapterLoraInfo()
-    adapter.path, adapter.scale = path, 1.0
+    adapter.path, adapter.scale = str(path), 1.0
     return adapter
+
+
+def start_server(params: Any) -> Any:
+    """The server, with its model loaded; it ends when the object does."""
+    import xllamacpp
+
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise EngineFailed(f"{Path(params.model.path).name}: the engine cannot serve it: {error}") from error
 
 
 def _log(level: int, text: str) -> None:
@@ -235,7 +251,7 @@ def main() -> None:
     engine = Engine(host)
     names: Sequence[str] = (
         *("open", "tokenize", "count", "encode", "decode", "serve", "serve_fixed"),
-        *("score", "score_texts", "next_token", "embed"),
+        *("score", "score_texts", "token_scores", "next_token", "embed", "pieces"),
     )
     host.serve({name: getattr(engine, name) for name in names})
 

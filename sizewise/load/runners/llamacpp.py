@@ -26,6 +26,7 @@ from sizewise.load.child import Child
 from sizewise.load.facts import ADAPTER_FILE, GGUF_FILE
 from sizewise.load.gguf.file import GgufInfo, read_gguf
 from sizewise.load.llama.c import WANTED
+from sizewise.load.llama.score import TokenScore
 from sizewise.load.llama.stream import Connections, complete
 from sizewise.load.runner import Ability, Options
 from sizewise.load.templates import prompt_form, render_chat, render_without_template
@@ -115,6 +116,12 @@ class LlamaCpp:
         rows = self._alive().call("score_texts", self._hear("score", listen), texts=list(texts), window=window)[0]
         return [TextScore(*numbers) for numbers in rows]
 
+    def token_scores(self, tokens: Sequence[int], top: int, first: int = 0) -> list[TokenScore]:
+        """Log-probability of each of `tokens[first:]` given all before it, and the `top` likeliest at its place."""
+        self._need("score")
+        rows = self._alive().call("token_scores", tokens=list(tokens), top=top, first=first)[0]
+        return [TokenScore(logprob, tuple((token, value) for token, value in best)) for logprob, best in rows]
+
     def next_token(self, prompt: str) -> NDArray[np.float64]:
         """(vocabulary,) natural-log probabilities of the token that follows a prompt."""
         self._need("score")
@@ -125,6 +132,16 @@ class LlamaCpp:
         self._need("embed")
         shape, data = self._alive().call("embed", self._hear("embed", listen), texts=list(texts))
         return np.frombuffer(data, np.float32).reshape(shape).copy()
+
+    def rank(self, query: str, documents: Sequence[str]) -> tuple[list[float], list[int]]:
+        """A reranker's score of a query with each document, and the tokens of each pair.
+
+        Raises:
+            Unsupported: the model is no reranker.
+        """
+        listen = self._hear("rank", silent)
+        scores, counts = self._alive().call("rank", listen, query=query, documents=list(documents))[0]
+        return scores, counts
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text as plain text, without BOS."""

@@ -1,0 +1,149 @@
+"""What is asked of the engine's process: tokens of texts, prompts of conversations, completions, proofs of schemas.
+
+`native.py` decides what to ask; here is how. Calls that block (to the child and to the template's sandbox) run in
+threads of this model's own, so that a slow one never holds up the event loop or another model.
+"""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from sizewise.core.errors import EngineFailed, SizewiseError, UsageError
+from sizewise.core.requests import Message
+from sizewise.load.llama.server import LlamaServer
+from sizewise.load.runner import Options
+from sizewise.load.runners.llamacpp import LlamaCpp
+from sizewise.load.templates import prompt_form, render_chat, render_without_template
+from sizewise.serve import constraints
+from sizewise.serve.upstream import Broken, Refused, Upstream
+
+T = TypeVar("T")
+_MOST_PROOFS = 256  # schemas remembered as enforced
+
+
+class Engine:
+    """One model's process, from the event loop."""
+
+    def __init__(self, server: LlamaServer) -> None:
+        self.server, self.model = server, server.model
+        self.upstream = Upstream(server.host, server.port, server.key)
+        self.template = server.model.template or server.info.template
+        self.closed = False
+        self._threads = ThreadPoolExecutor(4, "engine")
+        self._runner: LlamaCpp | None = None
+        self._opening = asyncio.Lock()
+        self._proven: OrderedDict[str, bool] = OrderedDict()
+
+    async def encode(self, text: str, *, special: bool, bos: bool) -> list[int]:
+        """Token ids of a text; see `LlamaServer.encode`."""
+        return (await self.in_thread(partial(self.server.encode, [text], special=special, bos=bos)))[0]
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        """Numbers of tokens of texts."""
+        rows = await self.in_thread(partial(self.server.encode, list(texts), special=False, bos=False))
+        return [len(row) for row in rows]
+
+    async def decode(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of token ids; an end may be half a character."""
+        return await self.in_thread(partial(self.server.decode, list(tokens)))
+
+    async def render(self, messages: Sequence[Message], template: str | None = None) -> str:
+        """A conversation as the text that the model continues, guarded; `template` instead of the model's own."""
+        server, chosen = self.server, template or self.template
+        if chosen:
+            call = partial(render_chat, chosen, messages, bos=server.bos, eos=server.eos, control=server.control)
+            return await self.in_thread(call)
+        form = prompt_form(self.model.name) or prompt_form(server.info.architecture)
+        return render_without_template(messages, form, control=server.control)
+
+    async def complete(self, body: dict[str, Any]) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The events of a completion, those together that came together; the last has "stop" set."""
+        stream = self.upstream.stream("/completion", {**body, "stream": True})
+        try:
+            async for batch in stream:
+                events = [json.loads(data) for data in batch]
+                yield events
+                if events[-1].get("stop"):
+                    return
+        finally:
+            await stream.aclose()
+        raise Broken("the engine's answer ended in the middle")
+
+    async def schema(self, schema: dict[str, Any] | str, where: str = "the schema") -> dict[str, Any]:
+        """A schema as the engine enforces it, proven to be enforced.
+
+        Raises:
+            UsageError: it is no schema, or holds what cannot be enforced.
+        """
+        checked = constraints.checked_schema({"type": "object"} if isinstance(schema, str) else schema, where)
+        form = constraints.enforced_form(checked)
+        await self.prove({"json_schema": form}, constraints.unknown_keywords(checked), where)
+        return form
+
+    async def prove(self, limits: dict[str, Any], suspects: Sequence[str], where: str) -> None:
+        """Make sure that the engine takes a limit on answers seriously: where it cannot, it would drop it unsaid.
+
+        It is asked for one token, with all weight on one that no JSON begins with.
+
+        Raises:
+            UsageError: it came nevertheless.
+        """
+        key = json.dumps(limits, sort_keys=True)
+        if key not in self._proven:
+            wrong = (await self.encode("x", special=False, bos=False))[-1]
+            body = {"prompt": [wrong], "n_predict": 1, "temperature": 0, "logit_bias": [[wrong, 1000]], **limits}
+            answer = await self.upstream.ask(
+                "/completion", {**body, "return_tokens": True, "response_fields": ["tokens"], "cache_prompt": False}
+            )
+            self._proven[key] = answer.get("tokens") != [wrong]
+            if len(self._proven) > _MOST_PROOFS:
+                self._proven.popitem(last=False)
+        if not self._proven[key]:
+            named = f" ({', '.join(suspects)})" if suspects else ""
+            raise UsageError(f"{where} holds what cannot be enforced{named}: simplify it")
+
+    async def runner(self) -> LlamaCpp:
+        """A second process for scores and embeddings, so that they hold up neither tokens nor answers."""
+        async with self._opening:
+            if self.closed:
+                raise EngineFailed(f"{self.model.name}: the model was closed")
+            if self._runner is None:
+                options = Options(threads=self.server.threads, context=self.server.trained_context)
+                self._runner = await self.in_thread(partial(LlamaCpp, self.model, options))
+            return self._runner
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Run what blocks."""
+        if self.closed:
+            raise EngineFailed(f"{self.model.name}: the model was closed")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def failure(self, error: Broken | Refused) -> SizewiseError:
+        """What went wrong, in terms of the one who asks."""
+        if isinstance(error, Broken):
+            if self.closed:
+                return EngineFailed(f"{self.model.name}: the model was closed")
+            return await self.in_thread(self.server.death)
+        limits = ("grammar", "sampler", "schema", "template", "tool")
+        if error.status < 500 or any(word in error.message.lower() for word in limits):
+            return UsageError(f"{self.model.name}: the engine refuses: {error.message}")
+        return EngineFailed(f"{self.model.name}: the engine stopped: {error.message}")
+
+    def pids(self) -> list[int]:
+        """The processes."""
+        runner = self._runner
+        return [*([self.server.pid] if self.server.alive else ()), *(runner.pids() if runner else ())]
+
+    async def close(self) -> None:
+        """End the processes. Safe to call twice."""
+        self.closed = True
+        runner, self._runner = self._runner, None
+        closing = [asyncio.to_thread(self.server.close)]
+        if runner:
+            closing.append(asyncio.to_thread(runner.close))
+        await asyncio.gather(*closing)
+        self._threads.shutdown(wait=False)
