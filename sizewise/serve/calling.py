@@ -30,8 +30,6 @@ async def call_or_answer(engine: Engine, job: Job, fit: Fit, answer: Answer) -> 
     functions = tools.checked_tools(job)
     turns = job.turns
     words = replace(job, turns=tools.in_words(turns), tools=(), tool_choice=None)
-    if words.schema is None and words.grammar is None and any(turn.tool_calls for turn in turns):
-        words = replace(words, grammar=tools.WORDS)  # else a small model repeats the call that it sees before
     must = job.tool_choice not in (None, "auto", "none")
     if not functions or job.tool_choice == "none" or (turns[-1].role != "user" and not must):
         async for event in answer(words):

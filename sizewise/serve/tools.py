@@ -17,7 +17,6 @@ from sizewise.serve.job import Job, ToolCall, Turn
 
 MOST_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-WORDS = "%llguidance {}\nstart: /[^{\\s](.|\\n)*/"  # a grammar of all answers that are no JSON object
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # no room to lose oneself in
 
 
@@ -107,31 +106,36 @@ def with_functions(turns: Sequence[Turn], functions: Sequence[dict[str, Any]]) -
 
 
 def in_words(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """A conversation with calls and results as plain turns of assistant and user, in turn."""
+    """A conversation with calls and results as plain turns of assistant and user, told as people would.
+
+    Calls shown as JSON would be repeated by a small model, where it is to answer.
+    """
     made: list[Turn] = []
     asked: list[ToolCall] = []
-    for turn in turns:
+    results: list[str] = []
+    for turn in (*turns, None):
+        if results and (turn is None or turn.role != "tool"):
+            text = "\n".join(results)
+            made.append(Turn("user", f"{text}\nNow answer my question with {'it' if len(results) == 1 else 'them'}."))
+            results = []
+        if turn is None:
+            break
         if turn.role == "tool":
-            name = turn.tool_name or next((c.name for c in asked if c.id and c.id == turn.tool_call_id), "")
-            name = name or (asked[0].name if asked else "function")
+            name = turn.tool_name or next((one.name for one in asked if one.id and one.id == turn.tool_call_id), "")
+            name = name or (asked[0].name if asked else "the function")
             asked = asked[1:]
-            text = f"{name} returned: {turn.content}"
-            if made and made[-1].role == "user" and made[-1].tool_name:
-                made[-1] = replace(made[-1], content=f"{made[-1].content}\n{text}")
-            else:
-                made.append(Turn("user", text, tool_name=name))
+            results.append(f"The result of {name} is: {turn.content}")
         elif turn.tool_calls:
             asked = list(turn.tool_calls)
-            calls = "\n".join(call_text(one) for one in turn.tool_calls)
+            calls = "\n".join(f"I call {one.name}({_values(one.arguments)})." for one in asked)
             made.append(Turn("assistant", f"{turn.content}\n{calls}" if turn.content else calls))
         else:
             made.append(turn)
-    return tuple(replace(turn, tool_name="") for turn in made)
+    return tuple(made)
 
 
-def call_text(call: ToolCall) -> str:
-    """A call as the model writes it."""
-    return json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+def _values(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
 
 
 def parsed_call(text: str) -> ToolCall | None:
