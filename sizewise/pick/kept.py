@@ -31,8 +31,8 @@ class Kept:
     path: Path
 
 
-def keep(result: FitResult | Comparison) -> Kept:
-    """Write a result down.
+def keep(result: FitResult | Comparison, folder: Path | None = None) -> Kept:
+    """Write a result down, in the user's own folder unless told otherwise.
 
     Raises:
         StorageError: there is no room, or the folder cannot be written; the result itself is unharmed.
@@ -40,7 +40,7 @@ def keep(result: FitResult | Comparison) -> Kept:
     body = result.as_json()
     stamp = time.strftime(_TIME, time.gmtime())
     identity = f"{stamp}-{body['kind']}-{digest_of_json(body)[7:19]}"
-    path = reports_folder() / f"{identity}.json"
+    path = (folder or reports_folder()) / f"{identity}.json"
     write_atomic(path, [(json.dumps(body, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")])
     return Kept(identity, str(body["kind"]), _seconds(stamp), path)
 

@@ -8,13 +8,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sizewise.core.errors import UnknownName, UsageError
+from sizewise.core.references import parse_name
 from sizewise.load.home import ledger_file
 from sizewise.load.models import find_model
 from sizewise.measure.ledger import Ledger
 from sizewise.measure.votes import MOST, Shown, put_vote, tallies
 from sizewise.serve.body import BadField
 from sizewise.serve.errors import HttpError
-from sizewise.serve.routes.common import json_answer, read_fields
+from sizewise.serve.routes.common import json_answer, manager_of, read_fields
 from sizewise.serve.ui.files import HEADERS, TYPES, file
 from sizewise.serve.ui.gallery import gallery, votes_json
 from sizewise.serve.ui.meters import read_meters
@@ -38,21 +39,21 @@ async def page(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """Models with size, quality, votes and lineage, and all evaluations."""
     body = await run_in_threadpool(gallery, request.app.state.store, ledger_file())
-    for loaded in request.app.state.manager.loaded():
-        for model in body["models"]:
-            if model["name"] == loaded.name:
-                model["loaded"] = {"memory_bytes": loaded.memory_bytes, "context": loaded.context}
+    held = {loaded.model.digest: loaded for loaded in manager_of(request).loaded()}
+    for model in body["models"]:
+        if loaded := held.get(model["digest"]):
+            model["loaded"] = {"memory_bytes": loaded.memory_bytes, "context": loaded.context}
     return json_answer(body)
 
 
 async def meters(request: Request) -> Response:
     """What a loaded model's processes have used so far. Read before and after an answer."""
-    name = request.query_params.get("model", "")
-    for loaded in request.app.state.manager.loaded():
-        if loaded.name == name:
-            body = await run_in_threadpool(read_meters, loaded.session.pids(), loaded.memory_bytes)
-            return json_answer(body)
-    raise HttpError(404, f"model {name[:200]!r} is not loaded")
+    name = request.query_params.get("model", "")[:500]
+    model = await run_in_threadpool(find_model, str(parse_name(name)), request.app.state.store)
+    for loaded in manager_of(request).loaded():
+        if loaded.model.digest == model.digest:  # one process serves a model under all its names
+            return json_answer(await run_in_threadpool(read_meters, loaded.session.pids(), loaded.memory_bytes))
+    raise HttpError(404, f"model {name!r} is not loaded")
 
 
 async def vote(request: Request) -> Response:
@@ -70,7 +71,7 @@ async def vote(request: Request) -> Response:
 
 
 def _keep_vote(request: Request, names: list[str], verdict: Any, winner: str | None, prompt: str) -> dict[str, Any]:
-    digests = {name: find_model(name, request.app.state.store).digest for name in names}
+    digests = {name: find_model(str(parse_name(name)), request.app.state.store).digest for name in names}
     if len(digests) < len(names):
         raise UsageError("a model is named twice")
     with Ledger(ledger_file()) as ledger:

@@ -38,7 +38,12 @@ class Arena {
     this.stop = el("button", { type: "button", class: "button", hidden: true, onclick: () => this.halt() }, "Stop");
     this.page = el("section", { class: "answer" }, el("p", { class: "kicker" }, "Arena"), this.headline, this.form(),
       this.problem, this.results);
-    document.getElementById("content").addEventListener("leave", () => this.halt(), { once: true });
+    const keys = (event) => { if (event.key === "Escape") this.halt(); };
+    document.addEventListener("keydown", keys);
+    document.getElementById("content").addEventListener("leave", () => {
+      document.removeEventListener("keydown", keys);
+      this.halt();
+    }, { once: true });
     this.ready();
   }
 
@@ -63,8 +68,6 @@ class Arena {
       }
     });
     form.addEventListener("input", () => this.ready());
-    this.pageKeys = (event) => { if (event.key === "Escape") this.halt(); };
-    document.addEventListener("keydown", this.pageKeys);
     return form;
   }
 
@@ -74,7 +77,6 @@ class Arena {
 
   halt() {
     this.stopping?.abort();
-    if (!this.page.isConnected) document.removeEventListener("keydown", this.pageKeys);
   }
 
   /** What stands in the way of asking, or null. */

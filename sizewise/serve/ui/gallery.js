@@ -56,7 +56,6 @@ export async function gallery(open) {
   draw();
   const page = el("section", { class: "answer" },
     el("p", { class: "kicker" }, "Models on this machine"), headline, controls(models, tasks, draw), table, amount);
-  page.addEventListener("keydown", walk);
   const wanted = [...table.querySelectorAll(".open")].find((each) => each.dataset.name === open);
   if (wanted) {
     wanted.click();
@@ -223,6 +222,7 @@ export function whisker(found, place) {
 
 /** Arrow keys go from name to name, "/" to the filter. */
 function walk(event) {
+  if (!document.querySelector(".models")) return; // another page is shown
   const typing = event.target.matches("input, select, textarea");
   if (event.key === "/" && !typing) {
     event.preventDefault();
@@ -237,3 +237,5 @@ function walk(event) {
     next.focus();
   }
 }
+
+document.addEventListener("keydown", walk);

@@ -85,7 +85,9 @@ def _lineage(lineage: Lineage) -> dict[str, Any]:
 
 def _options(options: dict[str, Any]) -> str:
     """What was asked of a method, in a line."""
-    said = [f"{key.replace('_', ' ')} {value}" for key, value in options.items() if value not in (None, "", False, [], {})]
+    said = [
+        f"{key.replace('_', ' ')} {value}" for key, value in options.items() if value not in (None, "", False, [], {})
+    ]
     return clean(", ".join(said), 120)
 
 

@@ -24,6 +24,7 @@ async function show(focus) {
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  main.dispatchEvent(new Event("leave")); // before the next page is built: that one listens, too
   let content;
   try {
     content = await build(rest);
@@ -34,7 +35,6 @@ async function show(focus) {
       el("button", { type: "button", onclick: () => show(true) }, "Try again"));
   }
   if (mine !== turn) return; // another page was asked for meanwhile
-  main.dispatchEvent(new Event("leave"));
   main.replaceChildren(content);
   main.dataset.page = name;
   scrollTo(0, 0);
