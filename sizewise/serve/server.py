@@ -60,9 +60,7 @@ def serve(settings: Settings, store: Store | None = None, *, announce: Callable[
     server.ready = lambda: announce(f"sizewise listens at http://{shown}:{port}")
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        code = runner.run(server.live(listener))
-    kill_children()  # those that were asked to end, and did not
-    return code
+        return runner.run(server.live(listener))
 
 
 def check_exposure(settings: Settings) -> None:
@@ -149,7 +147,9 @@ class _Server(uvicorn.Server):
         if not await state.traffic.ended(grace):
             state.traffic.stop()
             await state.traffic.ended(_LAST_WORDS_S)
-        await state.manager.close(0.0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(state.manager.close(0.0), _LAST_WORDS_S)
+        kill_children()  # those that were asked to end, and did not
         for _ in range(20):  # what was written last must reach the network
             if not self.server_state.connections:
                 break

@@ -53,6 +53,10 @@ class Served:
         """Everything that it started and that still runs."""
         return [one for one in psutil.Process(self.pid).children(recursive=True) if one.status() != "zombie"]
 
+    def engines(self) -> list[psutil.Process]:
+        """The processes of its models."""
+        return [one for one in self.children() if any("_llamacpp_child" in word for word in one.cmdline())]
+
     def client(self, seconds: float = 120.0) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=seconds, trust_env=False)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
 from served import Served, StartServer
 
 CLIENTS, PLACES, QUEUE = 50, 2, 16
@@ -129,21 +128,22 @@ def test_idle_connections_do_not_matter(tiny_server: Served) -> None:
             connection.close()
 
 
-@pytest.mark.parametrize("path", ["/api/generate", "/v1/completions"])
-def test_a_full_queue_in_both_envelopes(tiny_home: Path, start_server: StartServer, path: str) -> None:
+def test_a_full_queue_in_both_envelopes(tiny_home: Path, start_server: StartServer) -> None:
     """Row 59: with no queue at all and one place, the second request is refused."""
     served = start_server(tiny_home, "--parallel", "1", "--max-queue", "0", "--context", "256")
-    answers = asyncio.run(_several(served.url, path))
-    refused = [answer for answer in answers if answer.status_code == 503]
-    assert refused
-    assert any(answer.status_code == 200 for answer in answers)
-    for answer in refused:
-        assert int(answer.headers["Retry-After"]) >= 1
-        error = answer.json()["error"]
-        assert "busy" in (error["message"] if path.startswith("/v1") else error)
+    for path in ("/api/generate", "/v1/completions"):
+        answers = asyncio.run(_several(served.url, path))
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert refused
+        assert any(answer.status_code == 200 for answer in answers)
+        for answer in refused:
+            assert int(answer.headers["Retry-After"]) >= 1
+            error = answer.json()["error"]
+            assert "busy" in (error["message"] if path.startswith("/v1") else error)
 
 
 async def _several(url: str, path: str) -> list[httpx.Response]:
     body = {"model": "tiny", "prompt": "abc", "stream": False}
+    body |= {"max_tokens": 20} if path.startswith("/v1") else {"options": {"num_predict": 20}}
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
         return await asyncio.gather(*(client.post(path, json=body) for _ in range(6)))
