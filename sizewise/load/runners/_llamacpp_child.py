@@ -156,9 +156,9 @@ class Engine:
         rows = self._embedder().embed(texts, self._done)
         return list(rows.shape), np.ascontiguousarray(rows, np.float32).tobytes()
 
-    def rank(self, query: str, documents: list[str]) -> tuple[list[float], list[int]]:
+    def rank(self, query: str, documents: list[str]) -> list[tuple[float, int]]:
         """A reranker's score of a query with each document, and the tokens of each pair."""
-        return self._embedder().rank(query, documents, self._done)
+        return list(zip(*self._embedder().rank(query, documents, self._done), strict=True))
 
     def _vocabulary(self) -> NativeModel:
         if self.vocabulary is None:
@@ -215,7 +215,7 @@ def server_params(
     params.warmup = False  # the first request does the same work
     params.cache_ram_mib = 0  # else it may keep 8 GiB of old prompts
     params.cache_idle_slots = False
-    params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
+    params.ui = params.endpoint_props = params.endpoint_metrics = False
     params.ctx_shift = False
     params.verbosity = 1
     params.lora_adapters = [_adapter(path) for path in adapters]
@@ -251,7 +251,7 @@ def main() -> None:
     engine = Engine(host)
     names: Sequence[str] = (
         *("open", "tokenize", "count", "encode", "decode", "serve", "serve_fixed"),
-        *("score", "score_texts", "token_scores", "next_token", "embed", "pieces"),
+        *("score", "score_texts", "token_scores", "next_token", "embed", "rank", "pieces"),
     )
     host.serve({name: getattr(engine, name) for name in names})
 

@@ -140,8 +140,8 @@ class LlamaCpp:
             Unsupported: the model is no reranker.
         """
         listen = self._hear("rank", silent)
-        scores, counts = self._alive().call("rank", listen, query=query, documents=list(documents))[0]
-        return scores, counts
+        rows = self._alive().call("rank", listen, query=query, documents=list(documents))[0]
+        return [score for score, _ in rows], [tokens for _, tokens in rows]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text as plain text, without BOS."""
