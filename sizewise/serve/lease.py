@@ -80,7 +80,7 @@ class Lease:
         with self._manager.metrics.energy(self.session, self.name):
             while True:
                 try:
-                    return await work(self.session)
+                    return await self._engine(work(self.session))
                 except TooLong as error:
                     await self._grow(error)
 
@@ -89,7 +89,7 @@ class Lease:
             begun = False
             try:
                 async with aclosing(self.session.stream(job)) as events:  # type: ignore[type-var]
-                    async for event in events:
+                    while (event := await self._engine(anext(events, None))) is not None:
                         begun = True
                         yield event
                 return
@@ -97,6 +97,16 @@ class Lease:
                 if begun or job.truncate:
                     raise
                 await self._grow(error, job.draw.max_tokens)
+
+    async def _engine(self, work: Awaitable[T]) -> T:
+        """Wait for the engine, in sight of the watch for engines that hang."""
+        resident = self._resident
+        assert resident is not None
+        resident.begin_wait()
+        try:
+            return await work
+        finally:
+            resident.end_wait()
 
     async def _grow(self, error: TooLong, answer: int | None = None) -> None:
         """Load the model with a larger context, or raise the error where there is none to be had."""

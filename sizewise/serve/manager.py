@@ -25,6 +25,7 @@ from sizewise.serve.metrics import Metrics
 from sizewise.serve.resident import Loaded, Resident
 from sizewise.serve.session import Session
 from sizewise.serve.settings import Settings, parse_duration
+from sizewise.serve.stalls import StallWatch
 
 __all__ = ["UNSET", "KeepAlive", "Lease", "Loaded", "Manager"]
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class Manager:
         self._residents: dict[str, Resident] = {}  # by digest
         self._loading = asyncio.Lock()
         self._freed = asyncio.Event()
+        self._stalls = StallWatch(self._residents.values, self.metrics.stalled)
         self._loads: set[asyncio.Future[Any]] = set()
         self._chores: set[asyncio.Future[Any]] = set()
 
@@ -126,6 +128,7 @@ class Manager:
         deadline = time.monotonic() + grace_s
         for resident in list(self._residents.values()):
             await resident.wait_idle(max(0.0, deadline - time.monotonic()))
+        self._stalls.stop()
         for task in self._loads:
             task.cancel()
         await asyncio.gather(*(self._discard(one) for one in list(self._residents.values())))
@@ -152,6 +155,7 @@ class Manager:
 
     async def ready(self, resident: Resident, context: int | None, *, grown: bool = False) -> Session:
         """The session, with one more user; loaded, or loaded again with another context, where it must be."""
+        self._stalls.begin()
         wanted, explicit = self._context(resident.model, context)
         if not resident.changing.locked() and self._suits(resident, wanted, explicit):
             return resident.take()

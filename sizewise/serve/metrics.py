@@ -41,6 +41,7 @@ class Metrics:
         self.loads = Counter("sizewise_loads", "Models loaded", ["model"], registry=registry)
         self.load_seconds = Histogram("sizewise_load_seconds", "Loading", buckets=_SECONDS, registry=registry)
         self.crashes = Counter("sizewise_crashes", "Processes of models that died", ["model"], registry=registry)
+        self.stalls = Counter("sizewise_stalls", "Processes of models that hung", ["model"], registry=registry)
         self.evictions = Counter("sizewise_evictions", "Models pushed out by others", ["model"], registry=registry)
         self.memory_bytes = Gauge("sizewise_model_memory_bytes", "Memory held", ["model"], registry=registry)
         self._meters: dict[int, _Meter] = {}
@@ -75,6 +76,10 @@ class Metrics:
     def crashed(self, model: str) -> None:
         """A model's process has died."""
         self.crashes.labels(model).inc()
+
+    def stalled(self, model: str) -> None:
+        """A model's process hung, and was killed."""
+        self.stalls.labels(model).inc()
 
     def evicted(self, model: str) -> None:
         """A model was unloaded to make room."""

@@ -39,6 +39,8 @@ class Resident:
         self.keep_alive_s: float | None = None
         self.expires_at: datetime | None = None
         self.memory_bytes = 0
+        self.waiting_since: float | None = None  # since when requests wait for the engine, and not for their clients
+        self._waiting = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
@@ -67,6 +69,18 @@ class Resident:
         self.used_at = time.monotonic()
         if not self.users:
             self._idle.set()
+
+    def begin_wait(self) -> None:
+        """A request waits for the engine."""
+        self._waiting += 1
+        if self._waiting == 1:
+            self.waiting_since = time.monotonic()
+
+    def end_wait(self) -> None:
+        """It got what it waited for."""
+        self._waiting -= 1
+        if not self._waiting:
+            self.waiting_since = None
 
     async def wait_idle(self, seconds: float | None = None) -> None:
         """Until nobody uses the session, or for `seconds` at most."""

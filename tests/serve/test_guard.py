@@ -149,7 +149,7 @@ def test_the_key_in_its_forms(locked_server: Served) -> None:
         for good in ({"Authorization": f"Bearer {KEY}"}, {"Authorization": f"Basic {basic}"}, {"x-api-key": KEY}):
             assert client.get("/metrics", headers=good).status_code == 200
         for bad in (f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer", "Basic !!!", f"Basic {KEY}", KEY, "Bearer \xe9"):
-            answer = client.get("/metrics", headers={"Authorization": bad.encode("latin-1")})  # type: ignore[dict-item]
+            answer = client.get("/metrics", headers={b"Authorization": bad.encode("latin-1")})
             assert answer.status_code == 401, bad
 
 
