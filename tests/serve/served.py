@@ -110,7 +110,7 @@ def launch(home: Path, *arguments: str, **variables: str) -> Served:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environment |= {"SIZEWISE_HOME": str(home), "HF_HOME": str(home / "hf"), **variables}
     log = home / f"serve-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "sizewise", "serve", "--port", "0", "--threads", "2", *arguments]
+    command = [sys.executable, "-m", "sizewise", "serve", "--port", "0", "--threads", "1", *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
