@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -110,9 +109,9 @@ def test_logprobs(client: openai.OpenAI) -> None:
 
 def test_a_missing_model_is_asked_for_once(server: Served) -> None:
     """The package retries what may be temporary; a name that does not exist is not."""
-    seen: list[httpx.Request] = []
+    seen: list[object] = []
     with (
-        httpx.Client(event_hooks={"request": [seen.append]}) as http,
+        openai.DefaultHttpxClient(event_hooks={"request": [seen.append]}) as http,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http) as client,
         pytest.raises(openai.NotFoundError) as error,
     ):
