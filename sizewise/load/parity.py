@@ -49,6 +49,7 @@ _QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _TOP, _ANSWER, _ROW = 10, 8, 48  # likeliest tokens compared, tokens of an answer, tokens of a row
 # Largest difference of a log-probability that is put down to rounding, by how the copy's weights are stored.
 BOUNDS = {"F32": 0.01, "F16": 0.1, "BF16": 0.5}
+_ROUNDED, _MEAN = 3.0, 0.3  # llama.cpp multiplies quantized weights with activations rounded to 8 bits
 _TABLED = frozenset(
     {"gpt2", "phi2", "falcon", "gemma2", "gemma3"}
 )  # llama.cpp reads GELU from a table of 16-bit numbers
@@ -80,11 +81,25 @@ class Parity:
         }
 
 
-def require_parity(reference: Model, copy: Model, *, bound: float | None = None, threads: int | None = None) -> Parity:
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a model says to the probes, to be compared with what its copies say."""
+
+    model: Model
+    ids: list[list[int]]
+    prompt: str | None  # the conversation as the template writes it
+    rows: list[list[int]]
+    likeliest: NDArray[np.float64]  # (positions, _TOP, 2): token and log-probability
+    answers: list[list[list[float]]]  # token and its lead, step by step
+
+
+def require_parity(
+    reference: Model | Observed, copy: Model, *, bound: float | None = None, threads: int | None = None
+) -> Parity:
     """Compare, and refuse a copy that differs.
 
     Args:
-        reference: the model that was copied, a checkpoint or a GGUF.
+        reference: the model that was copied, a checkpoint or a GGUF; or what was observed of it.
         copy: what was made of it.
         bound: largest difference of a log-probability; None: by the kind of the less exact of the two.
         threads: of each engine.
@@ -95,39 +110,47 @@ def require_parity(reference: Model, copy: Model, *, bound: float | None = None,
     """
     found = compare(reference, copy, bound=bound, threads=threads)
     if found.differences:
-        raise BadModel(f"{copy.name} is not the same model as {reference.name}: {'; '.join(found.differences)}")
+        name = reference.name if isinstance(reference, Model) else reference.model.name
+        raise BadModel(f"{copy.name} is not the same model as {name}: {'; '.join(found.differences)}")
     return found
 
 
-def compare(reference: Model, copy: Model, *, bound: float | None = None, threads: int | None = None) -> Parity:
+def observe(model: Model, *, tokens: int = _ROW, threads: int | None = None) -> Observed:
+    """Run a model on the probes; `tokens` is the most that a copy's context holds."""
+    with _Opened(model, threads) as one:
+        ids = one.ids()
+        rows = _rows(ids, min(_context(model), tokens))
+        return Observed(model, ids, one.prompt(), rows, one.top(rows), one.greedy(rows))
+
+
+def compare(
+    reference: Model | Observed, copy: Model, *, bound: float | None = None, threads: int | None = None
+) -> Parity:
     """What `require_parity` looks at, without an opinion. Only one model is in memory at a time."""
-    bound = bound if bound is not None else bound_of(reference, copy)
-    with _Opened(reference, threads) as one:
-        ids, prompt = one.ids(), one.prompt()
-        rows = _rows(ids, min(_context(reference), _context(copy)))
-        best = one.top(rows)
-        answers = one.greedy(rows)
+    seen = observe(reference, tokens=_context(copy), threads=threads) if isinstance(reference, Model) else reference
+    bound = bound if bound is not None else bound_of(seen.model, copy)
+    count = len(seen.ids)
     with _Opened(copy, threads) as other:
-        differences = [*_compare_ids(ids, other.ids()), *_compare_prompts(prompt, other.prompt())]
+        differences = [*_compare_ids(seen.ids, other.ids()), *_compare_prompts(seen.prompt, other.prompt())]
         if differences:  # what the engines compute from other tokens says nothing
-            return Parity(len(ids), 0, math.nan, math.nan, bound, differences=tuple(differences))
-        gaps = np.abs(other.at(rows, best[..., 0]) - best[..., 1])
+            return Parity(count, 0, math.nan, math.nan, bound, differences=tuple(differences))
+        gaps = np.abs(other.at(seen.rows, seen.likeliest[..., 0]) - seen.likeliest[..., 1])
         worst, mean, beyond = float(gaps.max()), float(gaps.mean()), float((~(gaps <= bound)).any(axis=1).mean())
-        allowed = max(_TIES.get(model.architecture, 0.0) for model in (reference, copy))
-        if beyond > allowed:
+        allowed = max(_TIES.get(model.architecture, 0.0) for model in (seen.model, copy))
+        if beyond > allowed or (bound >= _ROUNDED and not mean <= _MEAN):
             differences.append(
                 f"log-probabilities of the {_TOP} likeliest tokens differ by up to {worst:.4g} (mean {mean:.2g}), more "
                 f"than rounding explains ({bound:g})"
             )
         if not allowed:
-            differences += _compare_answers(answers, other.greedy(rows), bound)
-    return Parity(len(ids), len(gaps), worst, mean, bound, beyond, tuple(differences))
+            differences += _compare_answers(seen.answers, other.greedy(seen.rows), bound)
+    return Parity(count, len(gaps), worst, mean, bound, beyond, tuple(differences))
 
 
 def bound_of(*models: Model) -> float:
     """The bound for the least exact of some models: how F32, F16 or BF16 weights of a GGUF are multiplied."""
     files = [model for model in models if model.kind == "gguf"]
-    bounds = [BOUNDS.get(model.quantization, BOUNDS["F16"]) for model in files]
+    bounds = [BOUNDS.get(model.quantization, _ROUNDED) for model in files]
     bounds += [_GELU for model in files if model.architecture in _TABLED]
     return max(bounds, default=BOUNDS["F32"])
 
@@ -188,7 +211,9 @@ class _Opened:
 
     def greedy(self, rows: list[list[int]]) -> list[list[list[float]]]:
         """Answers to the first rows: token and its lead, step by step."""
-        found: list[list[list[float]]] = self.child.call("greedy", rows=rows[:4], count=_ANSWER)[0]
+        found: list[list[list[float]]] = self.child.call("greedy", rows=[row[:16] for row in rows[:3]], count=_ANSWER)[
+            0
+        ]
         return found
 
 

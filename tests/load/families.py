@@ -117,4 +117,4 @@ def _fill(name: str, weight: Any) -> None:
     elif name.endswith("bias"):
         torch.nn.init.normal_(weight, std=0.1)
     else:
-        weight.add_(torch.randn_like(weight) * 0.1)
+        weight.copy_((weight + torch.randn_like(weight) * 0.1).bfloat16())  # 1 can be added and taken away without loss

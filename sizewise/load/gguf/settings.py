@@ -64,7 +64,7 @@ def rope_tensors(config: Any, layout: Layout) -> dict[str, NDArray[np.float32]]:
     """Tensors that stretch the rotation for long contexts: what each frequency is divided by."""
     rope = _rope_parameters(config)
     if rope.get("rope_type") == "llama3":
-        return {"rope_freqs.weight": _llama3_factors(rope, layout.head_dim)}
+        return {"rope_freqs.weight": llama3_factors(rope, layout.head_dim)}
     if rope.get("rope_type") == "longrope":
         kinds = ("long", "short")
         return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32) for kind in kinds}
@@ -143,8 +143,8 @@ def _rope(config: Any, layout: Layout) -> dict[str, Any]:
     return values
 
 
-def _llama3_factors(rope: Mapping[str, Any], width: int) -> NDArray[np.float32]:
-    """What Llama 3.1 divides each frequency by: 1 for fast ones, `factor` for slow ones, a blend between."""
+def llama3_factors(rope: Mapping[str, Any], width: int) -> NDArray[np.float32]:
+    """What Llama 3.1 divides each of `width` / 2 frequencies by: 1 the fast, `factor` the slow, a blend between."""
     frequencies = rope["rope_theta"] ** (-np.arange(0, width, 2) / width)
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -216,7 +216,7 @@ class _Importer:
             if len(set(value)) != 1:
                 raise Unsupported(f"{self.info.path.name}: {key} differs from layer to layer, which is not imported")
             value = value[0]
-        return value
+        return float(f"{value:.7g}") if isinstance(value, float) else value  # 32 bits of 0.3 are not 0.3
 
     def need(self, key: str) -> Any:
         """As `get`, but the key must be there."""
@@ -229,7 +229,8 @@ class _Importer:
         """All settings."""
         heads, hidden = int(self.need("attention.head_count")), int(self.need("embedding_length"))
         width = int(self.get("attention.key_length") or hidden // heads)
-        tokenizer = {name: self.info.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+        titles = {"bos": "bos", "eos": "eos", "pad": "padding"}
+        tokens = {name: self.info.metadata.get(f"tokenizer.ggml.{title}_token_id") for name, title in titles.items()}
         values: dict[str, Any] = {
             "model_type": self.family,
             "vocab_size": self.tensors["token_embd.weight"][1],
@@ -241,7 +242,7 @@ class _Importer:
             "intermediate_size": int(self.need("feed_forward_length")),
             "max_position_embeddings": int(self.need("context_length")),
             "tie_word_embeddings": "output.weight" not in self.tensors,
-            **{f"{name}_token_id": token for name, token in tokenizer.items()},
+            **{f"{name}_token_id": token for name, token in tokens.items()},
             **self._epsilon(),
             **self._rope(width),
         }
@@ -257,7 +258,7 @@ class _Importer:
         if found is None:
             raise BadModel(f"{self.info.path.name}: the epsilon of the norms is missing")
         key = {"gpt2": "layer_norm_epsilon", "falcon": "layer_norm_epsilon", "phi": "layer_norm_eps"}
-        return {key.get(self.family, "rms_norm_eps"): float(f"{found:.6g}")}  # 32 bits of 1e-5 are not 1e-5
+        return {key.get(self.family, "rms_norm_eps"): float(found)}
 
     def _rope(self, width: int) -> dict[str, Any]:
         if self.family == "gpt2":
