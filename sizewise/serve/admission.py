@@ -43,13 +43,18 @@ class Line:
         """True where nobody has or waits for a place."""
         return not self.running and not self._waiting
 
+    @property
+    def full(self) -> bool:
+        """True where a request would have to wait."""
+        return self.running >= self.places or bool(self._waiting)
+
     async def enter(self, what: str) -> float:
         """Wait for a place; returns the seconds waited. Cancelling gives the place in the queue back.
 
         Raises:
             Busy: as many requests wait as may.
         """
-        if self.running < self.places and not self._waiting:
+        if not self.full:
             self._take()
             return 0.0
         if self.admission.waiting >= self.admission.max_queue:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from sizewise.core.errors import EngineFailed
+from sizewise.core.errors import Busy, EngineFailed
 from sizewise.core.model import Model
 from sizewise.core.references import parse_name
 from sizewise.load.models import find_stored
@@ -75,6 +75,18 @@ class Manager:
         if not name:
             raise BadField("model", "is required")
         return find_stored(parse_name(name), self.store)
+
+    def check_queue(self, name: str) -> None:
+        """Refuse a request at once that `lease` would refuse after more work; anything unclear passes.
+
+        Raises:
+            Busy: the queue is full, and so are the model's places.
+        """
+        if self.admission.waiting < self.settings.max_queue:
+            return
+        spelled = name.lower().removesuffix(":latest")
+        if any(spelled in one.names and one.line.full for one in self._residents.values()):
+            raise Busy(spelled, self.admission.retry_after_s)
 
     def lease(self, name: str, *, context: int | None = None, keep_alive: KeepAlive = UNSET) -> Lease:
         """Hold a model for one request, loading it if need be.

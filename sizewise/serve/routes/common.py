@@ -16,6 +16,7 @@ from sizewise.serve.manager import Manager
 
 Item = dict[str, Any] | bytes | tuple[str, dict[str, Any]]
 WARNING = "X-Sizewise-Warning"
+_QUESTIONS = ("prompt", "messages", "input", "query", "questions")  # what asks a model has one of these
 _SMALL_BODY = 64 * 2**10
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # made once: this runs for each token
 
@@ -25,12 +26,15 @@ async def read_fields(request: Request) -> Fields:
 
     Raises:
         UsageError: it is no JSON object.
+        Busy: it asks a model whose queue is full.
     """
     data = await request.body()
     # A large body takes long to read, and other requests are to go on meanwhile.
     body = parse_json(data) if len(data) <= _SMALL_BODY else await asyncio.to_thread(parse_json, data)
     if isinstance(body.get("model"), str):
         request.scope["sizewise.model"] = body["model"][:200]  # for the access log
+        if any(body.get(name) for name in _QUESTIONS):
+            manager_of(request).check_queue(body["model"])
     return Fields(body)
 
 
