@@ -86,6 +86,8 @@ def test_the_sanitizer_alone_holds(page: Any, place: int) -> None:
     assert {tag for tag, _ in made} <= ALLOWED
     assert {name for _, names in made for name in names} <= {"start"}
     assert page.evaluate(FOREIGN, None) == NOTHING
+    # The sanitizer reads HTML in a document of its own, where the policy holds as well and says so.
+    page.told = [told for told in page.told if not told.endswith("The action has been blocked.")]
 
 
 def test_a_model_that_writes_them_gets_nothing_done(page: Any) -> None:
