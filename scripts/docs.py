@@ -6,7 +6,23 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
-COMMANDS = ("pull", "list", "show", "cp", "rm", "run", "make", "compare", "eval", "bench", "fit", "report", "catalog")
+COMMANDS = (
+    "pull",
+    "push",
+    "create",
+    "list",
+    "show",
+    "cp",
+    "rm",
+    "run",
+    "make",
+    "compare",
+    "eval",
+    "bench",
+    "fit",
+    "report",
+    "catalog",
+)
 INTRO = """# The command line
 
 Made by `make docs` from the program itself. Every command takes `--help`; those that print a table take `--json`.

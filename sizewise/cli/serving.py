@@ -11,7 +11,6 @@ from sizewise.core.errors import StateError, UnknownName, UsageError
 from sizewise.core.units import format_bytes
 
 if TYPE_CHECKING:
-
     import httpx
 
 GROUP = "Serve"

@@ -85,8 +85,11 @@ def here(reference: str, store: Store, *, insecure: bool = False, listen: Listen
     """
     try:
         return find_model(reference, store)
-    except UnknownName:
-        return pull(reference, store=store, insecure=insecure, listen=listen)
+    except UnknownName as missing:
+        try:
+            return pull(reference, store=store, insecure=insecure, listen=listen)
+        except UnknownName as unlisted:
+            raise (missing if unlisted.kind == "model in the catalogue" else unlisted) from unlisted
 
 
 def without_scheme(reference: str, insecure: bool) -> str:

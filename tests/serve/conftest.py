@@ -1,14 +1,19 @@
 """Real servers for the tests: one for all (`server`), special ones (`start_server`), and the application in process."""
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from gallery_home import fill_gallery
+from loopback_servers import RegistryServer, running
 from served import Served, StartServer, launch, save_smollm2, save_tiny
 from starlette.testclient import TestClient
+from tiny_gguf import write_tiny_llama
 
+from sizewise.core.recipe import Lineage
+from sizewise.load.models import save_model
 from sizewise.load.store.store import Store
 from sizewise.serve.access_log import Log
 from sizewise.serve.app import create_app
@@ -81,3 +86,29 @@ def ui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     served = launch(home)
     yield served
     served.stop()
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama."""
+    return write_tiny_llama(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def store_served(tmp_path_factory: pytest.TempPathFactory, gguf_file: Path) -> Iterator[Served]:
+    """A server whose store may be changed; it holds a random Llama as `base`."""
+    home = tmp_path_factory.mktemp("store-served")
+    save_model("base", "gguf", {"m": gguf_file}, lineage=Lineage(recipe=None), store=Store(home / "models"))
+    found = launch(home, SIZEWISE_REGISTRIES="")
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[RegistryServer]:
+    """A registry with weights that nobody has yet, as `library/tiny`."""
+    with running(RegistryServer()) as found:
+        assert isinstance(found, RegistryServer)
+        weights = write_tiny_llama(tmp_path / "tiny.gguf", seed=random.SystemRandom().randrange(2**32))
+        found.add("tiny", {"model": weights.read_bytes(), "system": b"Be brief."})
+        yield found
