@@ -28,7 +28,7 @@ def checked_tools(job: Job) -> list[dict[str, Any]]:
     """
     if len(job.tools) > MOST_TOOLS:
         raise UsageError(f"tools has {len(job.tools)} items; at most {MOST_TOOLS} are allowed")
-    found = [_function(tool, f"tools[{place}]") for place, tool in enumerate(job.tools)]
+    found = [checked_function(tool, f"tools[{place}]") for place, tool in enumerate(job.tools)]
     names = [one["name"] for one in found]
     if len(set(names)) != len(names):
         raise UsageError(f"tools: the function {max(names, key=names.count)!r} occurs twice")
@@ -41,7 +41,8 @@ def checked_tools(job: Job) -> list[dict[str, Any]]:
     return found
 
 
-def _function(tool: Any, where: str) -> dict[str, Any]:
+def checked_function(tool: Any, where: str) -> dict[str, Any]:
+    """Name, description and schema of one tool, which errors call `where`."""
     if not isinstance(tool, dict) or tool.get("type", "function") != "function":
         raise UsageError(f"{where}.type must be 'function'")
     function = tool.get("function")

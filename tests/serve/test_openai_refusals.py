@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 TURN = {"role": "user", "content": "hello"}
+SCHEMA = "response_format.json_schema.schema"
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
@@ -79,23 +80,28 @@ ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("45 top_logprobs alone", CHAT, chat(top_logprobs=2), "top_logprobs"),
     ("45 logprobs 21", TEXT, {"model": "tiny", "prompt": "x", "logprobs": 21}, "logprobs"),
     ("46 grammar nests", CHAT, chat(grammar="root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000), "grammar"),
-    ("47 pattern ^+", CHAT, form({"type": "string", "pattern": "^+[a-z]$"}), "response_format.json_schema.schema"),
-    ("47 pattern ^{2}", CHAT, form({"type": "string", "pattern": "^{2}x$"}), "response_format.json_schema.schema"),
+    (
+        "47 pattern ^+",
+        CHAT,
+        form({"type": "string", "pattern": "^+[a-z]$"}),
+        "response_format.json_schema.schema.pattern",
+    ),
+    ("47 pattern ^{2}", CHAT, form({"type": "string", "pattern": "^{2}x$"}), f"{SCHEMA}.pattern"),
     (
         "47 cyclic ref",
         CHAT,
         form({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
-        "response_format.json_schema.schema",
+        SCHEMA,
     ),
-    ("47 10 MB", CHAT, form({"type": "string", "enum": ["x" * 10**7]}), "response_format.json_schema.schema"),
-    ("47 no schema", CHAT, chat(response_format={"type": "json_schema"}), "response_format.json_schema.schema"),
+    ("47 10 MB", CHAT, form({"type": "string", "enum": ["x" * 10**7]}), SCHEMA),
+    ("47 no schema", CHAT, chat(response_format={"type": "json_schema"}), SCHEMA),
     ("47 form", CHAT, chat(response_format={"type": "yaml"}), "response_format.type"),
     ("49 tool type", CHAT, chat(tools=[{"type": "robot"}]), "tools[0].type"),
     ("49 1000 tools", CHAT, chat(tools=[TOOL] * 1000), "tools"),
     ("49 quotes", CHAT, tools({"name": 'a"b'}), "tools[0].function.name"),
     ("49 same name", CHAT, tools({"name": "a"}, {"name": "a"}), "tools"),
     ("49 tool_choice", CHAT, chat(tools=[TOOL], tool_choice={"function": {"name": "no"}}), "tool_choice"),
-    ("49 parameters", CHAT, tools({"name": "a", "parameters": {"type": "thing"}}), "tools[0].function.parameters"),
+    ("49 parameters", CHAT, tools({"name": "a", "parameters": {"type": "thing"}}), "tools[0].function.parameters.type"),
     ("51 http", CHAT, image("http://127.0.0.1:9/x.png"), "messages[0].content[1].image_url"),
     ("51 https", CHAT, image("https://example.com/x.png"), "messages[0].content[1].image_url"),
     ("51 file", CHAT, image("file:///etc/hostname"), "messages[0].content[1].image_url"),

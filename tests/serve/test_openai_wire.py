@@ -12,7 +12,7 @@ from sizewise.core.model import Model
 from sizewise.serve.body import BadField, Fields
 from sizewise.serve.job import Done, Event, Piece, TokenLogprob, ToolCall
 from sizewise.serve.routes.asking import together
-from sizewise.serve.wire import limits, openai, openai_chat, openai_completions
+from sizewise.serve.wire import openai, openai_chat, openai_completions
 from sizewise.serve.wire.openai_chat import Chat
 
 TURN = {"role": "user", "content": "hi"}
@@ -145,25 +145,6 @@ def test_impossible_tokens_have_a_number() -> None:
     body = openai.token_json(token(b"a", float("-inf"), token(b"b", -1.0)))
     assert body["logprob"] == -9999.0
     json.dumps(body, allow_nan=False)
-
-
-@pytest.mark.parametrize(
-    ("data", "size"),
-    [
-        (b"GIF89a" + bytes((3, 0, 4, 0)), (3, 4)),
-        (b"BM" + bytes(16) + (5).to_bytes(4, "little") + (-6).to_bytes(4, "little", signed=True), (5, 6)),
-        (b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08\x00\x07\x00\x08\x03", (8, 7)),
-        (b"RIFF\0\0\0\0WEBPVP8X" + bytes(8) + bytes((9, 0, 0, 10, 0, 0)), (10, 11)),
-        (b"RIFF\0\0\0\0WEBPVP8L" + bytes(5) + ((4) | (5 << 14)).to_bytes(4, "little"), (5, 6)),
-        (b"RIFF\0\0\0\0WEBPVP8 " + bytes(10) + bytes((7, 0, 8, 0)), (7, 8)),
-        (b"\x89PNG\r\n\x1a\n", None),
-        (b"\xff\xd8\xff\xff\xff", None),
-        (b"", None),
-        (b"hello", None),
-    ],
-)
-def test_sizes_of_pictures(data: bytes, size: tuple[int, int] | None) -> None:
-    assert limits.picture_size(data) == size
 
 
 async def _events(log: list[str], name: str, *events: Event | Exception) -> AsyncGenerator[Event, None]:
