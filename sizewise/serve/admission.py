@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from sizewise.core.errors import Busy, Crashing
 
@@ -36,6 +37,7 @@ class Line:
     def __init__(self, admission: Admission, places: int) -> None:
         self.admission, self.places = admission, places
         self.running = 0
+        self.announced = 0  # requests that will come to this line in a moment; see `announce`
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -47,6 +49,17 @@ class Line:
     def full(self) -> bool:
         """True where a request would have to wait."""
         return self.running >= self.places or bool(self._waiting)
+
+    def announce(self, what: str) -> "Announced":
+        """Count a request from its first sight on: a burst is refused before work is done for all of it.
+
+        Raises:
+            Busy: with those announced before, as many would wait as may.
+        """
+        over = self.running + self.announced - self.places
+        if over >= 0 and self.admission.waiting + over >= self.admission.max_queue:
+            raise Busy(what, self.admission.retry_after_s)
+        return Announced(self)
 
     async def enter(self, what: str) -> float:
         """Wait for a place; returns the seconds waited. Cancelling gives the place in the queue back.
@@ -88,6 +101,23 @@ class Line:
     def _take(self) -> None:
         self.running += 1
         self.admission.running += 1
+
+
+class Announced:
+    """A request on its way to a line. `settle` when it is there, or will not come; again does no harm."""
+
+    def __init__(self, line: Line) -> None:
+        self._line: Line | None = line
+        line.announced += 1
+
+    def settle(self) -> None:
+        """It counts no more."""
+        if self._line:
+            self._line.announced -= 1
+            self._line = None
+
+
+ANNOUNCED: ContextVar[Announced | None] = ContextVar("announced", default=None)  # that of the request under way
 
 
 class Breaker:

@@ -152,6 +152,8 @@ class Guard:
                 await error_answer(scope["path"], error)(scope, receive, answer)
         finally:
             scope["sizewise.gone"] = gone
+            if announced := scope.get("sizewise.announced"):
+                announced.settle()
             self.traffic.tasks.discard(task)
             if watcher:
                 watcher.cancel()

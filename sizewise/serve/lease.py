@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from sizewise.core.errors import TooLong
+from sizewise.serve.admission import ANNOUNCED
 from sizewise.serve.job import Done, Event, Job
 from sizewise.serve.session import Session
 
@@ -47,6 +48,8 @@ class Lease:
 
     async def __aenter__(self) -> Self:
         self._resident = resident = self._manager.resident(self.name)
+        if announced := ANNOUNCED.get():
+            announced.settle()
         self.queued_s = await resident.line.enter(resident.model.name)
         self._entered = time.monotonic()
         try:

@@ -11,13 +11,13 @@ import time
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from sizewise.core.errors import Busy, EngineFailed
+from sizewise.core.errors import EngineFailed
 from sizewise.core.model import Model
 from sizewise.core.references import parse_name
 from sizewise.load.models import find_stored
 from sizewise.load.store.store import Store
 from sizewise.serve import memory
-from sizewise.serve.admission import Admission
+from sizewise.serve.admission import Admission, Announced
 from sizewise.serve.body import BadField
 from sizewise.serve.errors import ending
 from sizewise.serve.lease import UNSET, KeepAlive, Lease, Unset
@@ -76,17 +76,15 @@ class Manager:
             raise BadField("model", "is required")
         return find_stored(parse_name(name), self.store)
 
-    def check_queue(self, name: str) -> None:
-        """Refuse a request at once that `lease` would refuse after more work; anything unclear passes.
+    def announce(self, name: str) -> Announced | None:
+        """Count a request that is going to ask for a lease; None where its model has not been asked for before.
 
         Raises:
             Busy: the queue is full, and so are the model's places.
         """
-        if self.admission.waiting < self.settings.max_queue:
-            return
         spelled = name.lower().removesuffix(":latest")
-        if any(spelled in one.names and one.line.full for one in self._residents.values()):
-            raise Busy(spelled, self.admission.retry_after_s)
+        found = next((one for one in self._residents.values() if spelled in one.names), None)
+        return found.line.announce(found.model.name) if found else None
 
     def lease(self, name: str, *, context: int | None = None, keep_alive: KeepAlive = UNSET) -> Lease:
         """Hold a model for one request, loading it if need be.

@@ -59,6 +59,24 @@ async def test_who_goes_just_before_its_turn_is_passed_over() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_burst_is_refused_before_it_comes_to_the_line() -> None:
+    line = Line(Admission(max_queue=2), places=2)
+    announced = [line.announce("m") for _ in range(4)]
+    with pytest.raises(Busy):
+        line.announce("m")
+    for one in announced[:2]:
+        one.settle()
+        one.settle()
+        await line.enter("m")
+    with pytest.raises(Busy):
+        line.announce("m")
+    announced[2].settle()  # it will not come
+    assert line.announce("m")
+    line.leave()
+    assert line.announce("m")
+
+
+@pytest.mark.asyncio
 async def test_the_queue_is_one_for_all_models() -> None:
     admission = Admission(max_queue=1)
     lines = [Line(admission, places=1) for _ in range(2)]

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from sizewise.serve.admission import ANNOUNCED
 from sizewise.serve.body import Fields, parse_json
 from sizewise.serve.errors import ending, error_answer, error_body
 from sizewise.serve.manager import Manager
@@ -34,7 +35,8 @@ async def read_fields(request: Request) -> Fields:
     if isinstance(body.get("model"), str):
         request.scope["sizewise.model"] = body["model"][:200]  # for the access log
         if any(body.get(name) for name in _QUESTIONS):
-            manager_of(request).check_queue(body["model"])
+            request.scope["sizewise.announced"] = announced = manager_of(request).announce(body["model"])
+            ANNOUNCED.set(announced)
     return Fields(body)
 
 
