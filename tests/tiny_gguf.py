@@ -31,15 +31,22 @@ def write_tiny_llama(
     dtype: Any = np.float32,
     quantization: gguf.GGMLQuantizationType | None = None,
     file_type: int | None = 0,
-    **extra: str,
+    context: int = 256,
+    template: str = TEMPLATE,
+    **extra: str | int,
 ) -> Path:
     """Write a random Llama to `path`. `quantization` packs the matrices with the gguf library's own code."""
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, width, layers, heads, kv_heads, hidden)
+    writer.add_context_length(context)
+    writer.add_chat_template(template)
     if file_type is not None:
         writer.add_file_type(file_type)
     for key, value in extra.items():
-        writer.add_string(key, value)
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, value)
     rng = np.random.default_rng(seed)
     for name, rows, columns in _matrices(width, layers, width // heads * kv_heads, hidden, tied):
         if not columns:
@@ -61,7 +68,6 @@ def _describe(writer: gguf.GGUFWriter, width: int, layers: int, heads: int, kv_h
     texts, scores, types = tokens()
     writer.add_name("tiny")
     writer.add_block_count(layers)
-    writer.add_context_length(256)
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(hidden)
     writer.add_head_count(heads)
@@ -75,7 +81,6 @@ def _describe(writer: gguf.GGUFWriter, width: int, layers: int, heads: int, kv_h
     writer.add_token_types(types)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_chat_template(TEMPLATE)
 
 
 def _matrices(width: int, layers: int, key_width: int, hidden: int, tied: bool) -> Iterator[tuple[str, int, int]]:
