@@ -1,6 +1,7 @@
 """Requests of OpenAI's, Anthropic's and our own endpoints that cannot be served: what is said, and that all goes on."""
 
 import base64
+import socket
 import struct
 from typing import Any
 
@@ -213,6 +214,34 @@ def test_defined_seeds_and_limits(app_client: TestClient) -> None:
     answer = post(app_client, TEXT, body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] <= 28
+
+
+def test_nothing_is_fetched(app_client: TestClient) -> None:
+    """S3: whatever an address looks like, nobody connects to it."""
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        place = f"127.0.0.1:{canary.getsockname()[1]}"
+        port = place.rpartition(":")[2]
+        urls = [
+            *(f"http://{place}/x.png", f"https://{place}/x.png", f"HTTP://{place}/x.png", f"//{place}/x.png"),
+            *(f"gopher://{place}/x", f"ftp://{place}/x", f"http:\\\\{place}\\x.png", f"http://a@{place}/x.png"),
+            *(f"http://2130706433:{port}/", f"http://[::ffff:127.0.0.1]:{port}/", f"http://0x7f.1:{port}/"),
+            *(
+                f"data:text/html,http://{place}",
+                f"data:image/svg+xml;base64,{port}",
+                "file:///etc/passwd",
+                "/etc/passwd",
+            ),
+        ]
+        for url in urls:
+            assert post(app_client, CHAT, image(url)).status_code == 400, url
+            block = {"type": "image", "source": {"type": "url", "url": url}}
+            body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": [block]}]}
+            assert post(app_client, "/v1/messages", body).status_code == 400, url
+            item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+            assert post(app_client, "/v1/responses", {"model": "tiny", "input": [item]}).status_code == 400, url
+        canary.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            canary.accept()
 
 
 def test_images_to_a_model_of_text(app_client: TestClient) -> None:
