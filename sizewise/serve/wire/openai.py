@@ -13,6 +13,7 @@ from sizewise.serve.body import BadField, Fields
 from sizewise.serve.job import Done, Draw, Event, Job, TokenLogprob, ToolCall, Turn
 from sizewise.serve.lease import UNSET, KeepAlive
 from sizewise.serve.settings import parse_duration
+from sizewise.serve.tools import MOST_TOOLS
 from sizewise.serve.wire import limits
 from sizewise.serve.wire.turns import paired
 
@@ -166,7 +167,7 @@ def turn(item: Any, where: str) -> Turn:
         raise BadField(where, "must be an object")
     fields = Fields(item, where)
     role = ROLES.get(fields.choice("role", ROLES.keys()))
-    calls = tool_calls(fields.items("tool_calls", None, most=limits.MOST_TOOLS), fields.name("tool_calls"))
+    calls = tool_calls(fields.items("tool_calls", None, most=MOST_TOOLS), fields.name("tool_calls"))
     sent = fields.raw("content")
     if sent is None and not (role == "assistant" and calls):
         raise BadField(f"{where}.content", "is required")
