@@ -5,14 +5,16 @@ import os
 import shutil
 import stat
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sizewise.cli.models import GROUP, ModelName
 from sizewise.cli.render import Json, print_json, say, warn
-from sizewise.cli.talk import Printer, Said, Talk, Wishes, figures
 from sizewise.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from sizewise.cli.talk import Said, Talk
 
 _LONGEST = 512  # tokens of an answer to a question on the command line, unless told otherwise
 
@@ -44,6 +46,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Ask a model; without a prompt, talk with it. A model that is not here is pulled first if it can be."""
+    from sizewise.cli.talk import Talk, Wishes
+
     told = {"num_predict": max_tokens, "temperature": temperature, "seed": seed}
     wishes = Wishes(
         options={name: value for name, value in told.items() if value is not None},
@@ -131,7 +135,9 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def _once(talk: Talk, question: str, json: bool) -> None:
+def _once(talk: "Talk", question: str, json: bool) -> None:
+    from sizewise.cli.talk import Printer, figures
+
     limited = "num_predict" not in {**talk.model.defaults, **talk.wishes.options}
     if limited:
         talk.wishes.options["num_predict"] = _LONGEST
@@ -149,7 +155,7 @@ def _once(talk: Talk, question: str, json: bool) -> None:
         warn(f"the answer was cut after {said.done.completion_tokens} tokens; --max-tokens allows more")
 
 
-def _as_json(said: Said) -> dict[str, Any]:
+def _as_json(said: "Said") -> dict[str, Any]:
     done = said.done
     return {
         "text": said.text,
@@ -162,7 +168,7 @@ def _as_json(said: Said) -> dict[str, Any]:
     }
 
 
-def _embed(talk: Talk, text: str | None, truncate: bool, dimensions: int | None) -> None:
+def _embed(talk: "Talk", text: str | None, truncate: bool, dimensions: int | None) -> None:
     """Print the vector of a text as JSON in one line."""
     import numpy as np
 
