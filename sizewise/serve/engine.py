@@ -1,4 +1,4 @@
-"""What is asked of the engine's process: tokens of texts, prompts of conversations, completions, proofs of schemas.
+"""What is asked of the engine's process: tokens of texts, prompts of conversations, completions.
 
 `native.py` decides what to ask; here is how. Calls that block (to the child and to the template's sandbox) run in
 threads of this model's own, so that a slow one never holds up the event loop or another model.
@@ -6,7 +6,6 @@ threads of this model's own, so that a slow one never holds up the event loop or
 
 import asyncio
 import json
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,11 +17,9 @@ from sizewise.load.llama.server import LlamaServer
 from sizewise.load.runner import Options
 from sizewise.load.runners.llamacpp import LlamaCpp
 from sizewise.load.templates import prompt_form, render_chat, render_without_template
-from sizewise.serve import constraints
 from sizewise.serve.upstream import Broken, Refused, Upstream
 
 T = TypeVar("T")
-_MOST_PROOFS = 256  # schemas remembered as enforced
 
 
 class Engine:
@@ -36,7 +33,6 @@ class Engine:
         self._threads = ThreadPoolExecutor(4, "engine")
         self._runner: LlamaCpp | None = None
         self._opening = asyncio.Lock()
-        self._proven: OrderedDict[str, bool] = OrderedDict()
 
     async def encode(self, text: str, *, special: bool, bos: bool) -> list[int]:
         """Token ids of a text; see `LlamaServer.encode`."""
@@ -65,46 +61,15 @@ class Engine:
         stream = self.upstream.stream("/completion", {**body, "stream": True})
         try:
             async for batch in stream:
-                events = [json.loads(data) for data in batch]
+                events = [event for data in batch if "prompt_progress" not in (event := json.loads(data))]
+                if not events:
+                    continue
                 yield events
                 if events[-1].get("stop"):
                     return
         finally:
             await stream.aclose()
         raise Broken("the engine's answer ended in the middle")
-
-    async def schema(self, schema: dict[str, Any] | str, where: str = "the schema") -> dict[str, Any]:
-        """A schema as the engine enforces it, proven to be enforced.
-
-        Raises:
-            UsageError: it is no schema, or holds what cannot be enforced.
-        """
-        checked = constraints.checked_schema({"type": "object"} if isinstance(schema, str) else schema, where)
-        form = constraints.enforced_form(checked)
-        await self.prove({"json_schema": form}, constraints.unknown_keywords(checked), where)
-        return form
-
-    async def prove(self, limits: dict[str, Any], suspects: Sequence[str], where: str) -> None:
-        """Make sure that the engine takes a limit on answers seriously: where it cannot, it would drop it unsaid.
-
-        It is asked for one token, with all weight on one that no JSON begins with.
-
-        Raises:
-            UsageError: it came nevertheless.
-        """
-        key = json.dumps(limits, sort_keys=True)
-        if key not in self._proven:
-            wrong = (await self.encode("x", special=False, bos=False))[-1]
-            body = {"prompt": [wrong], "n_predict": 1, "temperature": 0, "logit_bias": [[wrong, 1000]], **limits}
-            answer = await self.upstream.ask(
-                "/completion", {**body, "return_tokens": True, "response_fields": ["tokens"], "cache_prompt": False}
-            )
-            self._proven[key] = answer.get("tokens") != [wrong]
-            if len(self._proven) > _MOST_PROOFS:
-                self._proven.popitem(last=False)
-        if not self._proven[key]:
-            named = f" ({', '.join(suspects)})" if suspects else ""
-            raise UsageError(f"{where} holds what cannot be enforced{named}: simplify it")
 
     async def runner(self) -> LlamaCpp:
         """A second process for scores and embeddings, so that they hold up neither tokens nor answers."""

@@ -27,6 +27,7 @@ from sizewise.serve.opening import open_session
 from sizewise.serve.session import Session
 
 CONTEXT = 256
+LETTERS = "root ::= [a-z]+"  # a random model writes bytes that are no text; then the engine does not tell all tokens
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_characters_come_whole(session: Session) -> None:
 
 
 def test_logprobs_are_the_scorers(session: Session) -> None:
-    answer = ask(session, prompt("the film was", 10, top_logprobs=3, grammar="root ::= [a-z]+"))
+    answer = ask(session, prompt("the film was", 10, top_logprobs=3, grammar=LETTERS))
     assert len(answer.logprobs) == 10
     scored = run(session.prompt_logprobs(answer.done.tokens, 3))
     assert scored[0].logprob is None
@@ -189,7 +190,7 @@ def test_a_prompt_up_to_the_context_and_no_further(session: Session) -> None:
 
 def test_truncation_keeps_the_first_tokens_and_the_end(session: Session) -> None:
     tokens = (1, *range(3, 203), *range(3, 203))
-    job = Job(tokens=tokens, draw=replace(greedy(16), keep=10), truncate=True)
+    job = Job(tokens=tokens, draw=replace(greedy(16), keep=10), truncate=True, grammar=LETTERS)
     done = ask(session, job).done
     assert (done.prompt_tokens, done.cut_tokens) == (CONTEXT - 16, len(tokens) - (CONTEXT - 16))
     assert done.tokens[:10] == tokens[:10]
@@ -200,7 +201,7 @@ def test_truncated_chats_keep_the_system_text_and_the_last_question(session: Ses
     turns = [Turn("system", "be kind")]
     for number in range(12):
         turns += [Turn("user", f"question {'abcdefghijkl'[number]} " * 3), Turn("assistant", "an answer that is long")]
-    job = Job(turns=(*turns, Turn("user", "the last question")), draw=greedy(16))
+    job = Job(turns=(*turns, Turn("user", "the last question")), draw=greedy(16), grammar=LETTERS)
     with pytest.raises(TooLong):
         ask(session, job)
     done = ask(session, replace(job, truncate=True)).done
@@ -215,7 +216,8 @@ def test_truncated_chats_keep_the_system_text_and_the_last_question(session: Ses
 
 def test_a_question_that_is_too_long_by_itself_loses_its_beginning(session: Session) -> None:
     question = "first " + "word " * 300 + "last"
-    done = ask(session, Job(turns=(Turn("user", question),), draw=greedy(4), truncate=True)).done
+    job = Job(turns=(Turn("user", question),), draw=greedy(4), truncate=True, grammar=LETTERS)
+    done = ask(session, job).done
     text = run(session.detokenize(done.tokens[: done.prompt_tokens]))
     assert "first" not in text
     assert text.endswith("last")
@@ -393,7 +395,7 @@ def test_a_client_that_goes_frees_the_slot(long: Path, where: str) -> None:
             async with aclosing(stream):
                 assert isinstance(await anext(stream), Piece)
         else:
-            job = Job(tokens=(1, *[260 + at % 20 for at in range(32_000)]), draw=greedy(None))
+            job = Job(tokens=(1, *[260 + at % 20 for at in range(12_000)]), draw=greedy(None))
             task = asyncio.create_task(gather(session, job))
             while not (await upstream.ask("/slots"))[0]["is_processing"]:
                 await asyncio.sleep(0.02)
