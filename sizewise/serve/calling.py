@@ -17,6 +17,7 @@ from sizewise.serve import tools
 from sizewise.serve.completion import Completion
 from sizewise.serve.engine import Engine
 from sizewise.serve.job import Done, Event, Job, Piece, TokenLogprob, ToolCall, Turn
+from sizewise.serve.json_grammar import literal_grammar
 
 Fit = Callable[[Job], Awaitable[tuple[Completion, Job]]]  # the completion of a job whose prompt has been made to fit
 Answer = Callable[[Job], AsyncGenerator[Event, None]]
@@ -35,14 +36,13 @@ async def call_or_answer(engine: Engine, job: Job, fit: Fit, answer: Answer) -> 
         async for event in answer(words):
             yield event
         return
-    form = tools.call_schema(functions)
-    await engine.prove({"json_schema": form}, (), "tools: a function's parameters")
+    grammar = tools.call_grammar(functions)
     told = replace(words, turns=tools.with_functions(turns, functions), schema=None, grammar=None)
     if must:
-        async for event in _forced(engine, told, form, fit):
+        async for event in _forced(engine, told, grammar, fit):
             yield event
         return
-    call, done = await _trial(engine, told, form, fit)
+    call, done = await _trial(engine, told, grammar, fit)
     if call and done:
         yield Piece(tool_calls=(call,))
         yield done
@@ -51,12 +51,12 @@ async def call_or_answer(engine: Engine, job: Job, fit: Fit, answer: Answer) -> 
         yield event
 
 
-async def _forced(engine: Engine, job: Job, form: dict[str, Any], fit: Fit) -> AsyncGenerator[Event, None]:
+async def _forced(engine: Engine, job: Job, grammar: str, fit: Fit) -> AsyncGenerator[Event, None]:
     """A call, drawn as the job says. One that is cut off by the limit of tokens is given as text."""
     completion, _ = await fit(job)
     text, done = "", None
     logprobs: list[TokenLogprob] = []
-    async for events in engine.complete(completion.body({"json_schema": form})):
+    async for events in engine.complete(completion.body({"grammar": grammar})):
         piece = await completion.piece(events)
         text += piece.text if piece else ""
         logprobs += piece.logprobs if piece else ()
@@ -70,18 +70,18 @@ async def _forced(engine: Engine, job: Job, form: dict[str, Any], fit: Fit) -> A
         yield replace(done, finish="tool_calls") if call else done
 
 
-async def _trial(engine: Engine, job: Job, form: dict[str, Any], fit: Fit) -> tuple[ToolCall | None, Done | None]:
+async def _trial(engine: Engine, job: Job, grammar: str, fit: Fit) -> tuple[ToolCall | None, Done | None]:
     """The call that the model would make, if the question asks for one."""
     greedy = replace(job.draw, temperature=0.0, max_tokens=_TRIAL_TOKENS, stop=(), logit_bias=())
     job = replace(job, draw=greedy, top_logprobs=None)
     completion, _ = await fit(job)
-    text, total, last = await _weighed(engine, completion, {"json_schema": form})
+    text, total, last = await _weighed(engine, completion, {"grammar": grammar})
     call = tools.parsed_call(text)
     if call is None:
         return None, None
     system = tuple(turn for turn in job.turns if turn.role == "system")
     neutral, _ = await fit(replace(job, turns=(*system, _NEUTRAL)))
-    same, usual, _ = await _weighed(engine, neutral, {"grammar": tools.literal(text)})
+    same, usual, _ = await _weighed(engine, neutral, {"grammar": literal_grammar(text)})
     if same != text or total - usual < _THRESHOLD:
         return None, None
     return _named(call), replace(completion.done(last), finish="tool_calls")

@@ -1,9 +1,10 @@
 """A job in the words of the engine's `/completion`, and its events as ours."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from sizewise.core.errors import UsageError
+from sizewise.core.errors import EngineFailed, UsageError
 from sizewise.load.llama.score import TokenScore
 from sizewise.serve.engine import Engine
 from sizewise.serve.job import Done, Draw, Finish, Job, Piece, TokenLogprob
@@ -51,6 +52,9 @@ class Completion:
         wanted = job.draw.max_tokens
         self.limit = room if wanted is None else min(room, wanted)
         self._answer: list[int] = []
+        self._text = ""  # kept only where it must be JSON
+        self._last: dict[str, Any] = {}
+        self._seen = 0  # tokens that the engine has told of, or said that there were
 
     def body(self, limits: dict[str, Any]) -> dict[str, Any]:
         """The request; `limits` on what may be answered: a schema or a grammar."""
@@ -59,6 +63,7 @@ class Completion:
             "n_predict": self.limit,
             "cache_prompt": True,
             "return_tokens": True,
+            "return_progress": True,  # a word after each part of the prompt: so the engine notices who has gone
             "response_fields": _FIELDS,
             **drawing(self._job.draw, self._engine.server.vocabulary),
             **limits,
@@ -77,7 +82,23 @@ class Completion:
         for event in events:
             text += event["content"]
             logprobs += await self._tokens(event)
+        self._last = events[-1]
+        if self._job.schema is not None:
+            self._text += text
         return Piece(text=text, logprobs=tuple(logprobs)) if text or logprobs else None
+
+    def check_json(self) -> None:
+        """Make sure that an answer which was to be JSON, and which nothing cut off, is JSON.
+
+        Raises:
+            EngineFailed: it is none: what enforces schemas gave up on the way and did not say so.
+        """
+        if self._job.schema is None or self._last.get("stop_type") != "eos":
+            return
+        try:
+            json.loads(self._text)
+        except ValueError as error:
+            raise EngineFailed(f"{self._engine.model.name}: the schema is too hard to hold to: simplify it") from error
 
     def done(self, event: dict[str, Any]) -> Done:
         """The end, from the last event."""
@@ -91,7 +112,7 @@ class Completion:
             cut_tokens=self._cut,
             prompt_s=timings.get("prompt_ms", 0.0) / 1000,
             decode_s=timings.get("predicted_ms", 0.0) / 1000,
-            tokens=(*self._prompt, *self._answer),
+            tokens=(*self._prompt, *self._answer) if len(self._answer) == event["tokens_predicted"] else (),
             stop_text=event.get("stopping_word", ""),
         )
 
@@ -102,10 +123,11 @@ class Completion:
         from the text: a character has one usual spelling in tokens. Their log-probabilities come from the scorer.
         """
         told: list[int] = event["tokens"]
-        missing = event["tokens_predicted"] - len(self._answer) - len(told)
+        missing = event["tokens_predicted"] - self._seen - len(told)
+        self._seen = event["tokens_predicted"]
         spelled: list[int] = []
         if missing > 0 and told and event["content"]:
-            spelled = await self._engine.encode(event["content"], special=False, bos=False)
+            spelled = await self._spelled(event["content"])
             if len(spelled) != missing + len(told) or spelled[-len(told) :] != told:
                 spelled = []
         top = self._job.top_logprobs
@@ -119,6 +141,11 @@ class Completion:
             found = await scored(self._engine, [*before, *spelled], top, len(before))
         self._answer += spelled or told
         return found
+
+    async def _spelled(self, text: str) -> list[int]:
+        """The usual tokens of a text within another; some tokenizers put a space before one that stands alone."""
+        ahead, both = [await self._engine.encode(part, special=False, bos=False) for part in ("\n", "\n" + text)]
+        return both[len(ahead) :] if both[: len(ahead)] == ahead else []
 
 
 async def scored(engine: Engine, tokens: Sequence[int], top: int, first: int = 0) -> list[TokenLogprob]:

@@ -1,9 +1,7 @@
 """What an answer must look like (a JSON schema or a GBNF grammar), checked before it reaches native code.
 
-The engine hands schemas to llguidance, which enforces most of JSON Schema and, where it cannot, enforces nothing and
-does not say so. So a schema is first checked and brought into the form meant here, and `native.py` then proves with one
-token that the engine really holds to it; what it does not hold to is refused. Grammars that the engine cannot parse it
-refuses itself; only nesting could break it (one stack frame for each level), and that is limited here.
+`json_grammar.py` then makes a grammar of a schema. Grammars that the engine cannot parse it refuses itself; only
+nesting could break it (one stack frame for each level), and that is limited here.
 """
 
 import json
@@ -12,21 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from sizewise.core.errors import UsageError
+from sizewise.serve.regex_grammar import string_grammar
 
 MOST_BYTES = 64 << 10  # of a schema or a grammar
 MOST_DEPTH = 64  # levels of a schema or of a grammar's brackets
-MOST_ITEMS = 10_000  # that minItems and the like may name: each costs a rule
+MOST_ITEMS = 2000  # that minItems and the like may name: each costs a rule
 _MOST_PATTERN = 1024
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
-_FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
 _TYPES = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
 _ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-# what the engine's enforcer does not know; named in the refusal
-_UNKNOWN = ("not", "if", "contains", "uniqueItems", "dependentRequired", "dependentSchemas", "propertyNames")
-# Between the tokens of JSON: enough for any layout, too little for a small model to lose itself in white space.
-_LAYOUT = {"whitespace_pattern": r"[ \n\t]{0,24}", "coerce_one_of": True}
 
 
 def checked_schema(schema: Any, where: str = "the schema") -> dict[str, Any]:
@@ -42,16 +36,6 @@ def checked_schema(schema: Any, where: str = "the schema") -> dict[str, Any]:
     made: dict[str, Any] = _walk(schema, schema, where, 0)
     _check_cycles(made, where)
     return made
-
-
-def enforced_form(schema: dict[str, Any]) -> dict[str, Any]:
-    """A checked schema with the layout of JSON that we want, in the enforcer's words."""
-    return {**schema, "x-guidance": _LAYOUT}
-
-
-def unknown_keywords(schema: Any) -> list[str]:
-    """Keywords in a schema that the engine cannot enforce."""
-    return [word for word in _UNKNOWN if any(word in node for node in _nodes(schema))]
 
 
 def check_grammar(grammar: str) -> None:
@@ -87,8 +71,6 @@ def _walk(node: Any, root: dict[str, Any], where: str, depth: int) -> Any:
         raise UsageError(f"{where}: schemas nest more than {MOST_DEPTH} levels deep")
     _check_words(node, root, where)
     made = dict(node)
-    if made.get("format") not in _FORMATS:
-        made.pop("format", None)  # by the standard a remark, unless a validator knows it
     for word in _ONE:
         if isinstance(made.get(word), list) and word == "items":  # the older form of prefixItems
             made["prefixItems"] = made.pop("items")
@@ -127,6 +109,8 @@ def _check_words(node: dict[str, Any], root: dict[str, Any], where: str) -> None
             raise UsageError(f"{where}.{word} is {value}; at most {MOST_ITEMS} is allowed")
     for low, high in (("minItems", "maxItems"), ("minLength", "maxLength"), ("minimum", "maximum")):
         _check_order(node, low, high, where)
+    if not isinstance(node.get("format", ""), str):
+        raise UsageError(f"{where}.format must be a string")
     if "pattern" in node:
         _check_pattern(node["pattern"], where)
     for pattern in node.get("patternProperties", {}) if isinstance(node.get("patternProperties"), dict) else ():
@@ -146,13 +130,7 @@ def _check_order(node: dict[str, Any], low: str, high: str, where: str) -> None:
 def _check_pattern(pattern: Any, where: str) -> None:
     if not isinstance(pattern, str) or len(pattern) > _MOST_PATTERN:
         raise UsageError(f"{where}.pattern must be a regular expression of at most {_MOST_PATTERN} characters")
-    bare = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "x", pattern, flags=re.DOTALL)
-    if re.search(r"(?:^|[\^(|])[*+?{]", bare.replace("(?:", "(")):
-        raise UsageError(f"{where}.pattern: {pattern!r:.60} repeats nothing")
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"{where}.pattern: {pattern!r:.60} is no regular expression: {error}") from error
+    string_grammar(pattern, where)
 
 
 def _target(reference: Any, root: dict[str, Any], where: str) -> Any:

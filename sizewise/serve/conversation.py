@@ -19,6 +19,7 @@ from sizewise.serve.engine import Engine
 from sizewise.serve.fitting import cut_turns
 from sizewise.serve.images import checked_image
 from sizewise.serve.job import Done, Event, Finish, Job, Piece, TokenLogprob, ToolCall, Turn
+from sizewise.serve.json_grammar import schema_grammar
 from sizewise.serve.upstream import Broken
 
 _JOINER = "\u2060"  # "word joiner": has no width and no meaning, and ends the text of a token
@@ -47,7 +48,7 @@ class Conversation:
             yield Done("length", size, 0, cut_tokens=cut)
             return
         reading = _Reading(self._job.top_logprobs)
-        stream = self._engine.upstream.stream("/v1/chat/completions", await self._body(turns, limit))
+        stream = self._engine.upstream.stream("/v1/chat/completions", self._body(turns, limit))
         async with aclosing(stream):
             async for batch in stream:
                 for data in batch:
@@ -80,7 +81,7 @@ class Conversation:
         bare = [replace(turn, images=()) for turn in turns]
         return await self._engine.encode(await self.render(bare), special=True, bos=True)
 
-    async def _body(self, turns: Sequence[Turn], limit: int) -> dict[str, Any]:
+    def _body(self, turns: Sequence[Turn], limit: int) -> dict[str, Any]:
         job = self._job
         body = {
             "messages": [self._message(turn) for turn in turns],
@@ -88,12 +89,12 @@ class Conversation:
             "stream_options": {"include_usage": True},
             "max_tokens": limit,
             "cache_prompt": True,
+            "return_progress": True,  # see completion.py
             **drawing(job.draw, self._engine.server.vocabulary),
             **self._asked(),
         }
         if job.schema is not None:
-            schema = await self._engine.schema(job.schema)
-            body["response_format"] = {"type": "json_schema", "json_schema": {"schema": _bare(schema)}}
+            body["grammar"] = schema_grammar(job.schema)
         if job.grammar is not None:
             body["grammar"] = job.grammar
         if job.top_logprobs is not None:
@@ -108,7 +109,7 @@ class Conversation:
             body["tools"] = [{"type": "function", "function": one} for one in self._functions]
             body["tool_choice"] = "auto" if job.tool_choice in (None, "auto") else "required"
             body["parallel_tool_calls"] = job.parallel_calls
-        thinks = job.think is not False
+        thinks = job.think is not False and job.schema is None  # a schema leaves no place for thoughts
         kwargs: dict[str, Any] = {"enable_thinking": thinks}
         if isinstance(job.think, str):
             kwargs["reasoning_effort"] = job.think
@@ -229,8 +230,3 @@ def _logprob(entry: dict[str, Any], top: int) -> TokenLogprob:
     others = tuple(_logprob(other, 0) for other in entry.get("top_logprobs", ())[:top])
     data = tuple(entry.get("bytes") or entry["token"].encode())
     return TokenLogprob(entry["token"], data, float(entry["logprob"]), int(entry.get("id", -1)), others)
-
-
-def _bare(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without the enforcer's own words, which the chat endpoint's parser does not know."""
-    return {key: value for key, value in schema.items() if key != "x-guidance"}

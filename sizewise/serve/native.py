@@ -26,6 +26,7 @@ from sizewise.serve.conversation import Conversation
 from sizewise.serve.engine import Engine
 from sizewise.serve.fitting import cut_tokens, cut_turns
 from sizewise.serve.job import Event, Job, TokenLogprob, Turn
+from sizewise.serve.json_grammar import schema_grammar
 from sizewise.serve.session import Capability
 from sizewise.serve.tools import in_words
 from sizewise.serve.upstream import Broken, Refused
@@ -133,6 +134,8 @@ class NativeSession:
             constraints.check_grammar(job.grammar)
         if job.grammar is not None and job.schema is not None:
             raise UsageError("an answer follows a schema or a grammar, not both")
+        if job.schema is not None and job.think:
+            raise UsageError("an answer that follows a schema comes without thinking: turn it off")
 
     def _through_engine(self, job: Job) -> bool:
         """Whether a conversation needs the engine's own chat endpoint."""
@@ -155,7 +158,7 @@ class NativeSession:
                 yield event
 
     async def _complete(self, job: Job) -> AsyncGenerator[Event, None]:
-        limits = await self._limits(job)
+        limits = self._limits(job)
         completion, _ = await self._fit(job)
         if completion.limit < 1:
             yield completion.nothing()
@@ -167,11 +170,12 @@ class NativeSession:
                 if piece:
                     yield piece
                 if events[-1]["stop"]:
+                    completion.check_json()
                     yield completion.done(events[-1])
 
-    async def _limits(self, job: Job) -> dict[str, Any]:
+    def _limits(self, job: Job) -> dict[str, Any]:
         if job.schema is not None:
-            return {"json_schema": await self._engine.schema(job.schema)}
+            return {"grammar": schema_grammar(job.schema)}
         return {} if job.grammar is None else {"grammar": job.grammar}
 
     async def _fit(self, job: Job) -> tuple[Completion, Job]:

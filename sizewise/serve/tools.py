@@ -14,10 +14,10 @@ from typing import Any
 from sizewise.core.errors import UsageError
 from sizewise.serve.constraints import checked_schema
 from sizewise.serve.job import Job, ToolCall, Turn
+from sizewise.serve.json_grammar import json_grammar
 
 MOST_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # no room to lose oneself in
 
 
 def checked_tools(job: Job) -> list[dict[str, Any]]:
@@ -58,8 +58,8 @@ def checked_function(tool: Any, where: str) -> dict[str, Any]:
     return {"name": name, "description": description, "parameters": {"type": "object", "properties": {}} | parameters}
 
 
-def call_schema(functions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON of a call of one of these functions, in the enforcer's words."""
+def call_grammar(functions: Sequence[dict[str, Any]]) -> str:
+    """The JSON of a call of one of these functions."""
     kinds = [
         {
             "type": "object",
@@ -69,7 +69,7 @@ def call_schema(functions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
         for at, one in enumerate(functions)
     ]
-    return {"anyOf": kinds, "x-guidance": _COMPACT | {"coerce_one_of": True}}
+    return json_grammar({"anyOf": kinds}, "tools")
 
 
 def _standing_alone(schema: dict[str, Any], at: int) -> Any:
@@ -85,11 +85,6 @@ def _standing_alone(schema: dict[str, Any], at: int) -> Any:
 
     closed = {"additionalProperties": False} if not schema.get("properties") else {}
     return closed | moved(schema)
-
-
-def literal(text: str) -> str:
-    """A grammar of one text only."""
-    return f"%llguidance {{}}\nstart: {json.dumps(text)}"
 
 
 def with_functions(turns: Sequence[Turn], functions: Sequence[dict[str, Any]]) -> tuple[Turn, ...]:

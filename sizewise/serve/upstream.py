@@ -7,6 +7,8 @@ connection is how the engine learns that an answer is not wanted any more.
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -112,8 +114,12 @@ class _Exchange(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection at once; the engine then stops working on the request."""
-        if isinstance(self._transport, asyncio.WriteTransport):
-            self._transport.abort()
+        if not isinstance(self._transport, asyncio.WriteTransport):
+            return
+        plug = self._transport.get_extra_info("socket")
+        if plug is not None and not self._lost:  # a reset instead of a polite end: the engine's next write then fails
+            plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
 
     async def whole(self) -> bytes:
         """The body, once it is complete."""

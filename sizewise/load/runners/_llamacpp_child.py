@@ -124,6 +124,7 @@ class Engine:
         self.key = secrets.token_urlsafe(24)
         params = server_params(self.path, self.threads, context, parallel, self.key, self.adapters)
         params.kv_unified = True
+        params.sse_ping_interval = 1  # seconds: a write that fails tells that the client has gone
         params.cache_ram_mib, params.cache_idle_slots = cache_mib, cache_mib > 0
         params.use_jinja, params.chat_template = True, template
         if projector:
