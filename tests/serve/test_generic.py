@@ -78,9 +78,9 @@ def test_scores_and_embeddings(session: GenericSession) -> None:
 
 def test_closed_is_closed(tiny: Path) -> None:
     session = GenericSession(LlamaCpp(as_gguf(tiny), Options(threads=2)), context=256, parallel=2)
-    assert session.alive
+    before = session.alive
     run(session.close())
     run(session.close())
-    assert not session.alive
+    assert (before, session.alive) == (True, False)
     with pytest.raises(EngineFailed):
         ask(session, Job(prompt="a", draw=greedy(1)))

@@ -354,8 +354,10 @@ def test_what_the_model_cannot_do_is_said(session: Session) -> None:
 
 
 def test_gaps_are_filled_between_their_tokens(tmp_path: Path) -> None:
-    ids = {"tokenizer.ggml.fim_pre_token_id": 265, "tokenizer.ggml.fim_suf_token_id": 266}
-    path = write_tiny_llama(tmp_path / "fim.gguf", **ids, **{"tokenizer.ggml.fim_mid_token_id": 267})
+    ids: dict[str, Any] = {
+        f"tokenizer.ggml.fim_{what}_token_id": 265 + i for i, what in enumerate(("pre", "suf", "mid"))
+    }
+    path = write_tiny_llama(tmp_path / "fim.gguf", **ids)
     session = opened(as_gguf(path))
     try:
         assert "insert" in session.capabilities

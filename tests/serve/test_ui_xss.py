@@ -9,7 +9,7 @@ from browser import chromium
 from gallery_home import a_comparison, a_fit
 from hostile import PAYLOADS, word
 from served import Served
-from test_ui import SETTLED, ask, check, opened, show
+from ui_pages import SETTLED, ask, check, opened, show
 
 from sizewise.pick.kept import keep
 
