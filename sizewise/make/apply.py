@@ -1,5 +1,6 @@
 """One method applied to one base: options checked, work done aside, the result named and its lineage written."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,18 +10,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sizewise.core.digests import digest_of_json
-from sizewise.core.errors import BadRow, Unsupported, UsageError
+from sizewise.core.errors import BadRow, Locked, Unsupported, UsageError
 from sizewise.core.events import Listener, silent
 from sizewise.core.model import Model
-from sizewise.core.params import validate
+from sizewise.core.params import schema_of, validate
 from sizewise.core.recipe import Lineage, Recipe, RecipeStep
 from sizewise.core.references import parse_name, parse_reference
 from sizewise.core.task import Item, Task
 from sizewise.load.linear_model import ENCODER_PREFIX
 from sizewise.load.models import find_model, save_model
-from sizewise.load.store.atomic import storage_errors, temporary
+from sizewise.load.store.atomic import locked, storage_errors, temporary
 from sizewise.load.store.store import Store
+from sizewise.make.calibration import Calibration
 from sizewise.make.method import Made, kind_of, methods, wants
+from sizewise.make.shrink import Order, shrink, walk_settings
 
 
 class Fitted(Protocol):
@@ -53,6 +56,23 @@ class _Job:
     seed: int
     store: Store
     listen: Listener
+    settings: dict[str, Any]  # of the walk, for weight and structure methods
+
+    @property
+    def shrinks(self) -> bool:
+        """True where the method works on the weights of a network."""
+        return kind_of(self.function) in ("weight", "structure")
+
+    @property
+    def whole(self) -> bool:
+        """True where the result does the job of its base: not for a head, which has another than its encoder."""
+        return kind_of(self.function) != "head"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What changes the result. Which text it was calibrated on, the lineage says by its digest."""
+        own = {key: value for key, value in self.settings.items() if key != "calibration"}
+        return Recipe((RecipeStep(self.method, self.options | own),), self.seed)
 
 
 def make(
@@ -75,7 +95,8 @@ def make(
         method: a file of `make/methods`, for example "quantize-gguf".
         base: reference of the model to start from; None for methods that start from data alone.
         name: what to call the result; a model of that name is replaced.
-        options: the method's options; those left out get their defaults.
+        options: the method's options, and for weight and structure methods those of `walk_settings`; those left out
+            get their defaults.
         task: where a method that learns finds its examples: the train split.
         seed: of all randomness in the method.
         store: where the result goes and where names are looked up; None = the user's store.
@@ -87,22 +108,49 @@ def make(
         DiskFull: there is no room; nothing is left behind.
     """
     function = methods().get(method)
-    checked = validate(function, options or {}, method)
+    checked, settings = check_options(method, function, options or {})
     target, store = parse_name(name), store or Store()
     _check_inputs(method, function, base, task)
     if base is not None and parse_reference(base) == target:
         raise UsageError(f"{name} would replace the model that it is made from; choose another --name")
     found = find_model(base, store) if base is not None else None
-    job = _Job(method, function, checked, found, task, seed, store, listen)
+    job = _Job(method, function, checked, found, task, seed, store, listen, settings)
     started = time.perf_counter()
-    with _workspace(store) as folder:
-        made = _convert(job, folder) if kind_of(function) == "model" else _fit_head(job, folder)
-        return _keep(job, made, folder, name, time.perf_counter() - started)
+    with _workspace(job) as folder:
+        made, calibration = _carry_out(job, folder)
+        return _keep(job, made, folder, name, time.perf_counter() - started, calibration)
+
+
+def check_options(
+    method: str, function: Callable[..., Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method's options and the walk's, each checked and with defaults filled in.
+
+    Raises:
+        UnknownName: an option is none of either.
+        UsageError: an option is out of bounds.
+    """
+    shared = {parameter.name for parameter in schema_of(walk_settings)}
+    if kind_of(function) not in ("weight", "structure"):
+        return validate(function, given, method), {}
+    settings = validate(walk_settings, {key: value for key, value in given.items() if key in shared}, method)
+    walk_settings(**settings)
+    return validate(function, {key: value for key, value in given.items() if key not in shared}, method), settings
+
+
+def _carry_out(job: _Job, folder: Path) -> tuple[Made, Calibration | None]:
+    if job.shrinks and job.base is not None:
+        settings = walk_settings(**job.settings)
+        order = Order(job.method, job.function, job.options, settings, job.base, job.seed, job.listen)
+        done = shrink(order, folder)
+        return done.made, done.calibration
+    made = _convert(job, folder) if kind_of(job.function) == "model" else _fit_head(job, folder)
+    return made, None
 
 
 def _check_inputs(method: str, function: Callable[..., Any], base: str | None, task: Task | None) -> None:
     wanted = wants(function)
-    needs_base = "base" in wanted or "embeddings" in wanted
+    needs_base = kind_of(function) in ("weight", "structure") or "base" in wanted or "embeddings" in wanted
     needs_task = kind_of(function) == "head"
     if needs_base and base is None:
         what = "an encoder" if "embeddings" in wanted else "a model"
@@ -161,10 +209,10 @@ def _embed(job: _Job, base: Model, texts: list[str]) -> Any:
         return runner.embed(texts, job.listen)
 
 
-def _keep(job: _Job, made: Made, folder: Path, name: str, seconds: float) -> Model:
+def _keep(job: _Job, made: Made, folder: Path, name: str, seconds: float, calibration: Calibration | None) -> Model:
     after = sum(path.stat().st_size for path in made.files.values())
     base = job.base
-    whole = kind_of(job.function) == "model"  # a head has another job than its encoder: no ratio to compare
+    whole = job.whole
     return save_model(
         name,
         made.kind,
@@ -178,40 +226,64 @@ def _keep(job: _Job, made: Made, folder: Path, name: str, seconds: float) -> Mod
         system=base.system if base and whole else "",
         license=base.license if base else "",
         defaults=base.defaults if base and whole else None,
-        lineage=_lineage(job, made, after, seconds),
+        lineage=_lineage(job, made, after, seconds, calibration),
         store=job.store,
         move=all(path.is_relative_to(folder) for path in made.files.values()),  # an encoder's files stay where they are
         listen=job.listen,
     )
 
 
-def _lineage(job: _Job, made: Made, after: int, seconds: float) -> Lineage:
+def _lineage(job: _Job, made: Made, after: int, seconds: float, calibration: Calibration | None) -> Lineage:
     base, task = job.base, job.task
     figures = dict(made.figures)
-    if base and kind_of(job.function) == "model":
+    if base and job.whole:
         figures |= {"bytes_before": base.size_bytes, "compression_ratio": round(after / base.size_bytes, 4)}
     figures |= {"bytes_after": after, "seconds": round(seconds, 3)}
     if made.parameters:
+        figures["parameters"] = made.parameters
         figures["bits_per_weight"] = round(after * 8 / made.parameters, 3)
     rows = [[item.input, item.expected] for item in task.splits.get("train", ())] if task else []
+    data = (task.name, digest_of_json(rows)) if task else (None, None)
+    data = (calibration.name, calibration.digest) if calibration else data
     return Lineage(
-        recipe=Recipe((RecipeStep(job.method, job.options),), job.seed),
+        recipe=job.recipe,
         parent_name=base.name if base else None,
         parent_digest=base.digest if base else None,
-        data_name=task.name if task else None,
-        data_digest=digest_of_json(rows) if task else None,
-        note=made.note or (base.lineage.note if base and kind_of(job.function) == "model" else ""),  # errors stay
+        data_name=data[0],
+        data_digest=data[1],
+        note=made.note or (base.lineage.note if base and job.whole else ""),  # errors stay
         figures=figures,
     )
 
 
 @contextmanager
-def _workspace(store: Store) -> Iterator[Path]:
-    """A folder on the store's own disk, so that finished files move in without a copy; gone afterwards in any case."""
-    folder = temporary(store.layout.incoming)
+def _workspace(job: _Job) -> Iterator[Path]:
+    """A folder on the store's own disk, so that finished files move in without a copy.
+
+    It is gone afterwards, except that an interrupted walk keeps its blocks: the same order finds them again.
+    """
+    incoming = job.store.layout.incoming
+    folder = incoming / f"make-{_order_digest(job)[7:39]}" if job.shrinks else temporary(incoming)
     with storage_errors(folder):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield folder
-    finally:
+        with locked(folder / "lock", exclusive=True, wait_s=0.5):
+            yield folder
+    except KeyboardInterrupt:
+        if not job.shrinks:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except Locked:
+        raise
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _order_digest(job: _Job) -> str:
+    """Names everything that the bytes of the result depend on, the calibration text by its content."""
+    path = job.settings.get("calibration")
+    text = Path(path).read_bytes() if path and Path(path).is_file() else b""
+    base = job.base.digest if job.base else ""
+    return digest_of_json([job.recipe.as_json(), base, hashlib.sha256(text).hexdigest()])

@@ -123,6 +123,11 @@ def needs_calibration(function: Callable[..., Any]) -> bool:
     )
 
 
+def purpose_of(function: Callable[..., Any]) -> str:
+    """What a weight method is for, the first word of its help: "Prune", "Quantize" or "Factorize"."""
+    return (inspect.getdoc(function) or "").partition(":")[0]
+
+
 def methods() -> Registry:
     """All methods, one for each file of `make/methods`."""
     return Registry("method", "sizewise.make.methods", Path(__file__).parent / "methods")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sizewise.load.forms import Codebook, Factors, Int8, Packed, Quantized
@@ -32,7 +31,7 @@ class Reshaped:
     tensors: "Iterator[tuple[str, Tensor]]"  # all of them, one after the other, so that none has to wait in memory
     figures: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
-    files: Mapping[str, Path] = field(default_factory=dict)  # companions that replace the base's: a new tokenizer
+    files: Mapping[str, bytes | None] = field(default_factory=dict)  # in place of the base's: a tokenizer; None = gone
     architecture: str = ""  # "" = that of the base
 
     def with_tensors(self, tensors: "Iterator[tuple[str, Tensor]]") -> "Reshaped":
