@@ -45,6 +45,9 @@ bench: .venv/.done .venv-peer/.done  ## the speed figures, each beside its peer;
 	$(BIN)/sizewise make quantize-gguf smollm2 --type F16 --name smollm2:f16
 	$(BIN)/python benchmarks/start_time.py
 	$(BIN)/python benchmarks/runner_overhead.py
+	$(BIN)/python benchmarks/serve_overhead.py
+	$(BIN)/python benchmarks/serve_concurrency.py
+	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/eval_lm_eval.py --peer-python .venv-peer/bin/python
 
 .venv-peer/.done: constraints.txt
