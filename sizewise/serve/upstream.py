@@ -10,7 +10,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 from sizewise.core.errors import EngineFailed
 
@@ -92,11 +92,12 @@ class _Exchange(asyncio.Protocol):
         self._ended = False
         self._lost = False
         self._waiter: asyncio.Future[None] | None = None
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
-        self._transport = transport
+        # uvloop's transports do what asyncio's do without being instances of them: never ask for the class.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop: cut what came, and wake the reader."""
@@ -114,7 +115,7 @@ class _Exchange(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection at once; the engine then stops working on the request."""
-        if not isinstance(self._transport, asyncio.WriteTransport):
+        if self._transport is None:
             return
         plug = self._transport.get_extra_info("socket")
         if plug is not None and not self._lost:  # a reset instead of a polite end: the engine's next write then fails

@@ -263,65 +263,26 @@ def test_what_the_engine_cannot_hold_to_is_refused(session: Session, limit: dict
     assert ask(session, prompt("x", 2)).done.completion_tokens == 2
 
 
+SCHEMA_PARTS = ("type", "object", "string", "properties", "items", "$ref", "#/$defs/a", "pattern", "^a{2,3}$", "(b|",
+                "anyOf", "enum", "minItems", "required", "a", "allOf", "format", "date", "additionalProperties", "const",
+                "[]", "\\")  # fmt: skip
+GRAMMAR_PARTS = ("root", "::=", '"a"', "[a-z]", "(", ")", "*", "+", "?", "{2}", "{2,}", "|", "\n", "x", ".", "[^", "]",
+                 '"')  # fmt: skip
+
+
 def test_random_limits_never_end_the_engine(session: Session) -> None:
     chance = random.Random(5)
-    parts = [
-        "type",
-        "object",
-        "string",
-        "properties",
-        "items",
-        "$ref",
-        "#/$defs/a",
-        "pattern",
-        "^a{2,3}$",
-        "(b|",
-        "anyOf",
-    ]
-    parts += [
-        "enum",
-        "minItems",
-        "required",
-        "a",
-        "allOf",
-        "format",
-        "date",
-        "additionalProperties",
-        "const",
-        "[]",
-        "\\",
-    ]
 
     def value(depth: int) -> Any:
         kind = chance.randrange(8)
         if depth > 4 or kind < 3:
-            return chance.choice([*parts, 0, -1, 7, 1.5, None, True, 10**12])
+            return chance.choice([*SCHEMA_PARTS, 0, -1, 7, 1.5, None, True, 10**12])
         if kind == 3:
             return [value(depth + 1) for _ in range(chance.randrange(3))]
-        return {chance.choice(parts): value(depth + 1) for _ in range(chance.randrange(4))}
+        return {chance.choice(SCHEMA_PARTS): value(depth + 1) for _ in range(chance.randrange(4))}
 
     def grammar() -> str:
-        words = [
-            "root",
-            "::=",
-            '"a"',
-            "[a-z]",
-            "(",
-            ")",
-            "*",
-            "+",
-            "?",
-            "{2}",
-            "{2,}",
-            "|",
-            "\n",
-            "x",
-            ".",
-            "[^",
-            "]",
-            '"',
-        ]
-        return "root ::= " + " ".join(chance.choice(words) for _ in range(chance.randrange(1, 14)))
+        return "root ::= " + " ".join(chance.choice(GRAMMAR_PARTS) for _ in range(chance.randrange(1, 14)))
 
     before, answered = session.pids()[0], 0
     for turn in range(150):

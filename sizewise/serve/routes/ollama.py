@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sizewise.core.errors import EngineFailed
+from sizewise.core.errors import EngineFailed, TooLong
 from sizewise.core.model import Model
 from sizewise.serve.body import BadField, Fields
 from sizewise.serve.errors import HttpError
@@ -18,6 +18,7 @@ from sizewise.serve.job import Done, Job, Piece
 from sizewise.serve.lease import Lease
 from sizewise.serve.manager import Manager
 from sizewise.serve.routes.common import json_answer, manager_of, ndjson, read_fields
+from sizewise.serve.session import Session
 from sizewise.serve.wire.ollama import (
     Ask,
     EmbedAsk,
@@ -117,15 +118,23 @@ async def _vectors(manager: Manager, ask: EmbedAsk, fields: Fields) -> tuple[lis
     async with manager.lease(ask.model, context=ask.num_ctx, keep_alive=ask.keep_alive) as lease:
         if not ask.texts:
             return [], [], lease
-        found, counts = await lease.run(lambda session: session.embed(ask.texts, truncate=ask.truncate))
-        most = lease.session.context
-    for place, count in enumerate(counts):
-        if ask.truncate and count >= most:
-            fields.warn(f"input[{place}] did not fit: only its first {most} tokens count")
+        found, counts, cut = await lease.run(lambda session: _embedded(session, ask))
+    if cut:  # cut texts have as many tokens as fit, and no text has more
+        fields.warn(f"input: what did not fit was cut: only the first {max(counts)} tokens of a text count")
     wide = found.shape[1]
     if ask.dimensions is not None and ask.dimensions > wide:
         raise BadField("dimensions", f"is {ask.dimensions}; the model's vectors have {wide}")
     return await asyncio.to_thread(_cut, found, ask.dimensions), counts, lease
+
+
+async def _embedded(session: Session, ask: EmbedAsk) -> tuple[Any, list[int], bool]:
+    """Vectors, tokens of each text, and whether one was cut: that is told, so the whole texts are tried first."""
+    try:
+        return *(await session.embed(ask.texts, truncate=False)), False
+    except TooLong:
+        if not ask.truncate:
+            raise
+    return *(await session.embed(ask.texts, truncate=True)), True
 
 
 def _cut(vectors: Any, dimensions: int | None) -> list[list[float]]:
