@@ -264,8 +264,8 @@ def test_what_the_engine_cannot_hold_to_is_refused(session: Session, limit: dict
 
 
 SCHEMA_PARTS = ("type", "object", "string", "properties", "items", "$ref", "#/$defs/a", "pattern", "^a{2,3}$", "(b|",
-                "anyOf", "enum", "minItems", "required", "a", "allOf", "format", "date", "additionalProperties", "const",
-                "[]", "\\")  # fmt: skip
+                "anyOf", "enum", "minItems", "required", "a", "allOf", "format", "date", "additionalProperties",
+                "const", "[]", "\\")  # fmt: skip
 GRAMMAR_PARTS = ("root", "::=", '"a"', "[a-z]", "(", ")", "*", "+", "?", "{2}", "{2,}", "|", "\n", "x", ".", "[^", "]",
                  '"')  # fmt: skip
 
