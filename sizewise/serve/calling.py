@@ -3,7 +3,7 @@
 A small model that is told of functions seldom begins a call by itself, but it knows what a call would be: made to write
 one, it fills in the right values. So the call is written first, held by a grammar, and weighed: how much likelier is it
 after this question than after "Hello."? Where the question asks for it, its values come from the question and the
-difference is large (SmolLM2-135M: 7 and more in natural log units; at most 1 after questions that ask for no function).
+difference is large (SmolLM2-135M, 12 questions: 6.6 and more; at most -0.8 after those that ask for no function).
 It costs the tokens of one call, twice; the answer in words that may follow is then given without the functions, which
 would only confuse it. After a function's result the model answers in words.
 """
