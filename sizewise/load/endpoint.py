@@ -1,7 +1,8 @@
 """HTTP to a server that runs models: keys, patience and what each failure means. No wire format in here.
 
 A key is read from the environment when it is needed, goes only over https or to this machine (or to the very host that
-its variable names), and is never part of a message.
+its variable names), and is never part of a message. `SIZEWISE_ENDPOINT_KEY` is not `SIZEWISE_API_KEY`: that one opens
+our own server (`serve/settings.py`), and must not be sent to others.
 """
 
 import email.utils
@@ -47,8 +48,8 @@ class Endpoint:
         split = urlsplit(url)
         self.host = split.hostname or ""
         self.local = self.host in ("localhost", "::1") or self.host.startswith("127.")
-        own = "SIZEWISE_API_KEY_" + re.sub(r"[^A-Z0-9]", "_", self.host.upper())
-        self.variables = (own, "SIZEWISE_API_KEY", key_variable)
+        own = "SIZEWISE_ENDPOINT_KEY_" + re.sub(r"[^A-Z0-9]", "_", self.host.upper())
+        self.variables = (own, "SIZEWISE_ENDPOINT_KEY", key_variable)
         private = self.local or split.scheme == "https"
         usable = self.variables if private else (own,)
         self._key = next((os.environ[name] for name in usable if os.environ.get(name)), "")

@@ -193,18 +193,24 @@ def test_a_key_is_wanted_named_used_and_never_shown(
     variable = {"openai": "OPENAI_API_KEY", "ollama": "OLLAMA_API_KEY"}[kind]
     monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
     server.needs_key = True
-    with pytest.raises(UsageError, match=f"wants a key .401.*{variable} or SIZEWISE_API_KEY"):
+    with pytest.raises(UsageError, match=f"wants a key .401.*{variable} or SIZEWISE_ENDPOINT_KEY"):
         connect(server, kind)
     monkeypatch.setenv(variable, "sk-wrong-one")
     with pytest.raises(UsageError, match="does not accept the key") as caught:
         connect(server, kind)
     assert "sk-wrong-one" not in str(caught.value)
     assert "***" in str(caught.value)  # the server repeated it
-    monkeypatch.setenv("SIZEWISE_API_KEY", KEY)  # the more specific variable wins
+    monkeypatch.setenv("SIZEWISE_ENDPOINT_KEY", KEY)  # the more specific variable wins
     with connect(server, kind) as runner:
         assert runner.generate([CHAT])[0].completion_tokens
     shown = capfd.readouterr()
     assert KEY not in shown.out + shown.err
+
+
+def test_the_key_of_our_own_server_is_sent_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIZEWISE_API_KEY", KEY)
+    for url in ("https://models.example/v1", "http://127.0.0.1:1/v1"):
+        assert "authorization" not in Endpoint(url, "X")._client.headers
 
 
 def test_a_key_does_not_travel_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +220,7 @@ def test_a_key_does_not_travel_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> 
         for url in ("http://models.example/v1", "https://models.example/v1", "http://127.0.0.1:1/v1")
     }
     assert list(sent.values()) == [None, f"Bearer {KEY}", f"Bearer {KEY}"]
-    monkeypatch.setenv("SIZEWISE_API_KEY_MODELS_EXAMPLE", "own")
+    monkeypatch.setenv("SIZEWISE_ENDPOINT_KEY_MODELS_EXAMPLE", "own")
     assert Endpoint("http://models.example/v1", "X")._client.headers["authorization"] == "Bearer own"
 
 
