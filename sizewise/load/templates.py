@@ -15,8 +15,10 @@ import atexit
 import re
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from sizewise.core.errors import BadModel, EngineFailed, UsageError
+from sizewise.core.model import Model
 from sizewise.core.requests import Message
 from sizewise.load.child import Child
 
@@ -58,6 +60,40 @@ def render_chat(
         template=template, messages=turns, bos=bos, eos=eos, add_generation_prompt=add_generation_prompt
     )
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class ChatForm:
+    """How one model wants a conversation written: by its template, else in its family's form, else as plain text."""
+
+    template: str | None
+    form: str | None  # text with `{prompt}`
+    bos: str
+    eos: str
+    control: tuple[str, ...]  # texts of the control tokens
+
+    @classmethod
+    def of(
+        cls, model: Model, template: str | None, *, architecture: str, bos: str, eos: str, control: Iterable[str]
+    ) -> "ChatForm":
+        """The form of a model. What is stored with it goes before `template`, which came in its weights' file."""
+        form = prompt_form(model.name) or prompt_form(architecture)
+        return cls(model.template or template, form, bos, eos, tuple(control))
+
+    @property
+    def known(self) -> bool:
+        """False where messages are given as plain text, which a model may not take for a conversation."""
+        return bool(self.template or self.form)
+
+    def with_template(self, template: str | None) -> "ChatForm":
+        """The same with another template, if one is given."""
+        return replace(self, template=template or self.template)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text that the model continues, with marks as by `render_chat`, which see for what it raises."""
+        if self.template:
+            return render_chat(self.template, messages, bos=self.bos, eos=self.eos, control=self.control)
+        return render_without_template(messages, self.form, control=self.control)
 
 
 def guard(text: str, control: Iterable[str]) -> str:

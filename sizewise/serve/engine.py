@@ -16,7 +16,7 @@ from sizewise.core.requests import Message
 from sizewise.load.llama.server import LlamaServer
 from sizewise.load.runner import Options
 from sizewise.load.runners.llamacpp import LlamaCpp
-from sizewise.load.templates import prompt_form, render_chat, render_without_template
+from sizewise.load.templates import ChatForm
 from sizewise.serve.upstream import Broken, Refused, Upstream
 
 T = TypeVar("T")
@@ -28,7 +28,14 @@ class Engine:
     def __init__(self, server: LlamaServer) -> None:
         self.server, self.model = server, server.model
         self.upstream = Upstream(server.host, server.port, server.key)
-        self.template = server.model.template or server.info.template
+        self.chat = ChatForm.of(
+            server.model,
+            server.info.template,
+            architecture=server.info.architecture,
+            bos=server.bos,
+            eos=server.eos,
+            control=server.control,
+        )
         self.closed = False
         self._threads = ThreadPoolExecutor(4, "engine")
         self._runner: LlamaCpp | None = None
@@ -49,12 +56,7 @@ class Engine:
 
     async def render(self, messages: Sequence[Message], template: str | None = None) -> str:
         """A conversation as the text that the model continues, guarded; `template` instead of the model's own."""
-        server, chosen = self.server, template or self.template
-        if chosen:
-            call = partial(render_chat, chosen, messages, bos=server.bos, eos=server.eos, control=server.control)
-            return await self.in_thread(call)
-        form = prompt_form(self.model.name) or prompt_form(server.info.architecture)
-        return render_without_template(messages, form, control=server.control)
+        return await self.in_thread(partial(self.chat.with_template(template).render, messages))
 
     async def complete(self, body: dict[str, Any]) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The events of a completion, those together that came together; the last has "stop" set."""

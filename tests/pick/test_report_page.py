@@ -1,12 +1,11 @@
 """The report in a real browser: hostile text stays text, all works by keyboard, nothing scrolls sideways."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CONTRAST, chromium
+from browser import CONTRAST
 
 from sizewise.core.results import Comparison, FitResult
 from sizewise.pick.report import as_results, write_report
@@ -21,12 +20,6 @@ PAYLOADS = (
     "' onmouseover='window.pwned=1' x='",
     "\u202eevil\u0000\ud800\u001b[31m",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gallery_home import fill_gallery
@@ -11,6 +12,7 @@ from loopback_servers import RegistryServer, running
 from served import Served, StartServer, launch, save_smollm2, save_tiny
 from starlette.testclient import TestClient
 from tiny_gguf import write_tiny_llama
+from ui_pages import check, opened
 
 from sizewise.core.recipe import Lineage
 from sizewise.load.models import save_model
@@ -112,3 +114,12 @@ def registry(tmp_path: Path) -> Iterator[RegistryServer]:
         weights = write_tiny_llama(tmp_path / "tiny.gguf", seed=random.SystemRandom().randrange(2**32))
         found.add("tiny", {"model": weights.read_bytes(), "system": b"Be brief."})
         yield found
+
+
+@pytest.fixture
+def page(browser: Any, ui_server: Served) -> Iterator[Any]:
+    """The page in a window of its own; no word on the console, no violation of the policy, no request to others."""
+    one = opened(browser, ui_server)
+    yield one
+    check(one)
+    one.context.close()

@@ -7,26 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CONTRAST, chromium
+from browser import CONTRAST
 from served import Served, StartServer, launch, save_smollm2
 from ui_pages import SETTLED, ask, check, opened, show
 
 from sizewise.measure.ledger import Ledger
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser: Any, ui_server: Served) -> Iterator[Any]:
-    """The page in a window of its own. It said nothing on the console and asked nobody but our server."""
-    one = opened(browser, ui_server)
-    yield one
-    check(one)
-    one.context.close()
 
 
 def test_the_gallery_shows_size_quality_and_lineage(page: Any) -> None:

@@ -1,15 +1,12 @@
 """Text from models, names and errors is text: nothing of it runs, loads or becomes a part of the page."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import chromium
 from gallery_home import a_comparison, a_fit
 from hostile import PAYLOADS, word
-from served import Served
-from ui_pages import SETTLED, ask, check, opened, show
+from ui_pages import SETTLED, ask, show
 
 from sizewise.pick.kept import keep
 
@@ -31,20 +28,6 @@ FOREIGN = """(root) => {
 NOTHING: dict[str, Any] = {"pwned": None, "tags": [], "handlers": [], "addresses": [], "styled": 0}
 ALLOWED = {"P", "BR", "HR", "UL", "OL", "LI", "PRE", "CODE", "EM", "STRONG", "DEL", "BLOCKQUOTE", "TABLE", "THEAD",
            "TBODY", "TR", "TH", "TD"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser: Any, ui_server: Served) -> Iterator[Any]:
-    one = opened(browser, ui_server)
-    yield one
-    check(one)  # no word on the console, no violation of the policy, no request to anybody else
-    one.context.close()
 
 
 def test_there_are_thirty() -> None:

@@ -29,7 +29,7 @@ from sizewise.load.llama.c import WANTED
 from sizewise.load.llama.score import TokenScore
 from sizewise.load.llama.stream import Connections, complete
 from sizewise.load.runner import Ability, Options
-from sizewise.load.templates import prompt_form, render_chat, render_without_template
+from sizewise.load.templates import ChatForm
 
 # Architectures without a next token: what they make of a text is an embedding.
 ENCODERS = frozenset(
@@ -57,16 +57,17 @@ class LlamaCpp:
         self.warnings: list[str] = []
         self._path = model.files.get(GGUF_FILE) or next(iter(model.files.values()))
         self._info: GgufInfo = read_gguf(self._path)
-        self._template = model.template or self._info.template
         self.context_length = self._info.context_length or _CONTEXT
         if options.context:
             self.context_length = min(options.context, self.context_length)
-        self.abilities: frozenset[Ability] = frozenset(self._abilities())
         self._threads = options.threads or len(os.sched_getaffinity(0))
         self._parallel = max(1, options.parallel)
         self._start = threading.Lock()
         self._closed = False
-        self._child, self._words = self._open()
+        self._child, words = self._open()
+        named = {key: words[key] for key in ("bos", "eos", "control")}
+        self._chat = ChatForm.of(model, self._info.template, architecture=self._info.architecture, **named)
+        self.abilities: frozenset[Ability] = frozenset(self._abilities())
 
     def generate(
         self, requests: Sequence[GenerateRequest], on_chunk: OnChunk | None = None, listen: Listener = silent
@@ -152,14 +153,9 @@ class LlamaCpp:
         """The whole text that the model continues; what control tokens users wrote are marked as plain text."""
         if request.prompt is not None:
             return request.prompt
-        messages = self.model.conversation(request.messages)
-        bos, eos, control = self._words["bos"], self._words["eos"], self._words["control"]
-        if self._template:
-            return render_chat(self._template, messages, bos=bos, eos=eos, control=control)
-        form = self._form()
-        if not form:
+        if not self._chat.known:
             self._warn(f"{self.model.name} has no chat template: it gets the messages as plain text")
-        return render_without_template(messages, form, control=control)
+        return self._chat.render(self.model.conversation(request.messages))
 
     def pids(self) -> list[int]:
         """The child, where one runs."""
@@ -182,10 +178,7 @@ class LlamaCpp:
         if self._info.architecture in ENCODERS:
             return ("embed",)
         able: tuple[Ability, ...] = ("generate", "score", "text_score", "embed")
-        return (*able, "chat") if self._template or self._form() else able
-
-    def _form(self) -> str | None:
-        return prompt_form(self.model.name) or prompt_form(self._info.architecture)
+        return (*able, "chat") if self._chat.known else able
 
     def _open(self) -> tuple[Child, dict[str, Any]]:
         child = Child("sizewise.load.runners._llamacpp_child", self.model.name)
@@ -211,7 +204,7 @@ class LlamaCpp:
                 raise EngineFailed(f"{self.model.name}: the model was closed")
             if not self._child.alive:
                 self._child.close()
-                self._child, self._words = self._open()
+                self._child, _ = self._open()
             return self._child
 
     def _limit(self, tokens: int, request: GenerateRequest) -> int:

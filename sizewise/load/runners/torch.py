@@ -19,7 +19,7 @@ from sizewise.core.model import Model
 from sizewise.core.requests import Chunk, GenerateRequest, OnChunk, Reply, Score, ScoreRequest, TextScore
 from sizewise.load.child import Child
 from sizewise.load.runner import Ability, Options
-from sizewise.load.templates import prompt_form, render_chat, render_without_template
+from sizewise.load.templates import ChatForm
 
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -56,7 +56,8 @@ class Torch:
         except BaseException:
             self._child.close()
             raise
-        self._template: str | None = model.template or self._loaded["template"]
+        words = {key: self._loaded[key] for key in ("template", "bos", "eos", "control")}
+        self._chat = ChatForm.of(model, architecture=model.architecture, **words)
         self.abilities: frozenset[Ability] = frozenset(self._abilities())
         self.engine: str = self._loaded["engine"]
         self.context_length: int = self._loaded["context_length"]
@@ -137,23 +138,15 @@ class Torch:
         """The whole text that the model continues; control tokens that users wrote are marked as plain text."""
         if request.prompt is not None:
             return request.prompt
-        messages = self.model.conversation(request.messages)
-        bos, eos, control = self._loaded["bos"], self._loaded["eos"], self._loaded["control"]
-        if self._template:
-            return render_chat(self._template, messages, bos=bos, eos=eos, control=control)
-        form = self._form()
-        if not form:
+        if not self._chat.known:
             self._warn(f"{self.model.name} has no chat template: it gets the messages as plain text")
-        return render_without_template(messages, form, control=control)
+        return self._chat.render(self.model.conversation(request.messages))
 
     def _abilities(self) -> tuple[Ability, ...]:
         if self.model.kind == "encoder":
             return ("embed",)
         able: tuple[Ability, ...] = ("generate", "score", "text_score")
-        return (*able, "chat") if self._template or self._form() else able
-
-    def _form(self) -> str | None:
-        return prompt_form(self.model.name) or prompt_form(self.model.architecture)
+        return (*able, "chat") if self._chat.known else able
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
