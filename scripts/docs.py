@@ -19,6 +19,7 @@ COMMANDS = (
     "compare",
     "eval",
     "bench",
+    "account",
     "fit",
     "report",
     "catalog",

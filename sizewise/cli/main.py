@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sizewise import __version__
-from sizewise.cli import choosing, creating, making, measuring, models, running, serving
+from sizewise.cli import accounting, choosing, creating, making, measuring, models, running, serving
 from sizewise.core.errors import SizewiseError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -52,6 +52,7 @@ def build(argv: Sequence[str]) -> typer.Typer:
     serving.register(app)
     making.register(app, with_methods="make" in argv)
     measuring.register(app)
+    accounting.register(app)
     choosing.register(app)
     return app
 

@@ -231,11 +231,15 @@ def _lineage_lines(model: Model) -> list[str]:
         lines.append(f"  recipe        {lineage.recipe.digest[7:19]}, seed {lineage.recipe.seed}")
     if lineage.data_digest:
         lines.append(f"  with data     {lineage.data_name} ({lineage.data_digest[7:19]})")
-    lines += [f"  {key:<13} {value}" for key, value in lineage.figures.items()]
+    lines += [f"  {key:<13} {value}" for key, value in lineage.figures.items() if key != "account"]
     if lineage.note:
         lines.append(f"  note          {lineage.note}")
     if lineage.made_by:
         lines.append(f"  sizewise      {lineage.made_by}")
+    if "account" in lineage.figures:
+        from sizewise.cli.accounting import lines_of
+
+        lines += ["Account", *lines_of(lineage.figures["account"])]
     return lines if len(lines) > 1 else ["Lineage: none recorded"]
 
 

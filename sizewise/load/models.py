@@ -10,6 +10,7 @@ from sizewise.core.digests import canonical
 from sizewise.core.errors import (
     BadModel,
     DigestMismatch,
+    Locked,
     SizewiseError,
     StorageError,
     UnknownName,
@@ -145,6 +146,29 @@ def save_model(
             layers.append(Layer(OLLAMA + "model", *blob) if kind == "gguf" else Layer(FILE_TYPE, *blob, title))
         layers += _small_layers(store, texts, defaults, lineage)
         return _model(store.put(target, config_of(kind, facts), layers), store)
+
+
+def add_figures(model: Model, figures: dict[str, Any], store: Store) -> Model:
+    """Write numbers about a stored model into its lineage. Its digest stays: lineage changes no answer.
+
+    Args:
+        model: as it was found, under a name of the store.
+        figures: what is added; a figure of the same name is replaced.
+        store: where it is.
+
+    Raises:
+        UnknownName: the name is gone.
+        Locked: the name means another model by now.
+    """
+    name = parse_name(model.name)
+    with store.writing():
+        now, manifest = find_stored(name, store), store.get(name)
+        if now.digest != model.digest:
+            raise Locked(f"{model.name} was replaced while it was looked at; its figures are not kept")
+        lineage = replace(now.lineage, figures=now.lineage.figures | figures)
+        layers = [layer for layer in manifest.layers if layer.media_type != LINEAGE_TYPE]
+        layers += _small_layers(store, {}, None, lineage)
+        return _model(store.put(name, manifest.config, layers), store)
 
 
 def _small_layers(

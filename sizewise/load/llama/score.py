@@ -124,6 +124,17 @@ class Scorer:
         self._run([Span((*tokens, 0), len(tokens))], read, None)
         return rows[0]
 
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """(tokens - 1, vocabulary): the logits that predict each token after the first."""
+        rows = np.empty((len(tokens) - 1, self.model.n_vocab), np.float32)
+
+        def read(_: list[int], position: int, row: NDArray[np.float32]) -> None:
+            rows[position] = row
+
+        self._kept = ()  # what is left in the memory was computed in packs of another size: last digits differ
+        self._run([Span(tuple(tokens), 1)], read, None)
+        return rows
+
     def token_scores(self, tokens: Sequence[int], top: int, first: int = 0) -> list[TokenScore]:
         """Each of `tokens[first:]` given all before it, and the `top` likeliest at its place.
 
