@@ -115,6 +115,18 @@ def require_parity(
     return found
 
 
+def require_same_text(reference: Observed, copy: Model) -> None:
+    """Compare only what a change of the number of bits leaves alone: tokens and template.
+
+    Raises:
+        BadModel: the two differ; the message says in what.
+    """
+    with _Opened(copy, 1, vocab_only=copy.kind == "gguf") as other:
+        differences = [*_compare_ids(reference.ids, other.ids()), *_compare_prompts(reference.prompt, other.prompt())]
+    if differences:
+        raise BadModel(f"{copy.name} is not the same model as {reference.model.name}: {'; '.join(differences)}")
+
+
 def observe(model: Model, *, tokens: int = _ROW, threads: int | None = None) -> Observed:
     """Run a model on the probes; `tokens` is the most that a copy's context holds."""
     with _Opened(model, threads) as one:
@@ -162,13 +174,13 @@ def _context(model: Model) -> int:
 class _Opened:
     """One model in a child process."""
 
-    def __init__(self, model: Model, threads: int | None) -> None:
+    def __init__(self, model: Model, threads: int | None, *, vocab_only: bool = False) -> None:
         self.model = model
         self.child = Child("sizewise.load._parity_child", model.name, _QUIET)
         files = {title: str(path) for title, path in model.files.items()}
         try:
             self.facts: dict[str, Any] = self.child.call(
-                "open", what=model.name, kind=model.kind, files=files, threads=threads
+                "open", what=model.name, kind=model.kind, files=files, threads=threads, vocab_only=vocab_only
             )[0]
         except BaseException:
             self.child.close()
