@@ -92,9 +92,9 @@ class Unsupported(UsageError):
 class TooLong(UsageError):
     """A prompt has more tokens than the context leaves room for. The message holds both numbers."""
 
-    def __init__(self, what: str, tokens: int, context: int) -> None:
+    def __init__(self, what: str, tokens: int, context: int, *, at_least: bool = False) -> None:
         super().__init__(
-            f"{what}: the prompt has {tokens} tokens, which exceeds the context of {context}: shorten it, ask for a "
+            f"{what}: the prompt has {'at least ' if at_least else ''}{tokens} tokens, which exceeds the context of {context}: shorten it, ask for a "
             "larger context, or ask to truncate"
         )
         self.tokens, self.context = tokens, context

@@ -11,15 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from sizewise.core.errors import EngineFailed, SizewiseError, UsageError
+from sizewise.core.errors import EngineFailed, SizewiseError, TooLong, UsageError
 from sizewise.core.requests import Message
 from sizewise.load.llama.server import LlamaServer
 from sizewise.load.runner import Options
 from sizewise.load.runners.llamacpp import LlamaCpp
 from sizewise.load.templates import ChatForm
-from sizewise.serve.upstream import Broken, Refused, Upstream
+from sizewise.serve.upstream import PACE_S, Broken, Refused, Upstream
 
 T = TypeVar("T")
+MOST_TEXT = 4 << 20  # characters that are tokenized in one go: some seconds
+_LONG = 1 << 16  # characters; less than this is tokenized faster than it is looked at
 
 
 class Engine:
@@ -27,7 +29,7 @@ class Engine:
 
     def __init__(self, server: LlamaServer) -> None:
         self.server, self.model = server, server.model
-        self.upstream = Upstream(server.host, server.port, server.key)
+        self.upstream = Upstream(server.host, server.port, server.key, PACE_S)
         self.chat = ChatForm.of(
             server.model,
             server.info.template,
@@ -42,8 +44,27 @@ class Engine:
         self._opening = asyncio.Lock()
 
     async def encode(self, text: str, *, special: bool, bos: bool) -> list[int]:
-        """Token ids of a text; see `LlamaServer.encode`."""
+        """Token ids of a text; see `LlamaServer.encode`.
+
+        Raises:
+            UsageError: the text would keep the tokenizer from others for seconds, and no context could hold it.
+        """
+        most = max(MOST_TEXT, 8 * self.server.trained_context)
+        if len(text) > most:
+            raise UsageError(f"{self.model.name}: a text of {len(text)} characters: at most {most} are read at once")
         return (await self.in_thread(partial(self.server.encode, [text], special=special, bos=bos)))[0]
+
+    async def check_length(self, text: str) -> None:
+        """Refuse a text of which even the fewest tokens that it can have are too many, before it is tokenized.
+
+        Raises:
+            TooLong: the model's own context cannot hold it.
+        """
+        most = self.server.trained_context
+        if len(text) > _LONG and len(text) > most // 4:
+            tokens = await self.in_thread(partial(self.server.at_least, text))
+            if tokens >= most:
+                raise TooLong(self.model.name, tokens, most, at_least=True)
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         """Numbers of tokens of texts."""

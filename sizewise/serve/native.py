@@ -147,6 +147,9 @@ class NativeSession:
 
     async def _answer(self, job: Job) -> AsyncGenerator[Event, None]:
         job = replace(job, turns=self._whole(job.turns, job)) if job.turns else job
+        for text in () if job.truncate else (job.prompt, job.suffix, *(turn.content for turn in job.turns)):
+            if text:
+                await self._engine.check_length(text)
         if self._through_engine(job):
             events = Conversation(self._engine, job, self.context).answer()
         elif job.turns and (job.tools or any(turn.tool_calls or turn.role == "tool" for turn in job.turns)):

@@ -135,6 +135,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_set_adapters_lora": (c_int32, [c_void_p, POINTER(c_void_p), c_size_t, POINTER(c_float)]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
     "llama_vocab_type": (c_int32, [c_void_p]),
+    "llama_vocab_get_attr": (c_int32, [c_void_p, c_int32]),
     "llama_vocab_get_text": (c_char_p, [c_void_p, c_int32]),
     "llama_vocab_is_control": (c_bool, [c_void_p, c_int32]),
     "llama_vocab_bos": (c_int32, [c_void_p]),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sizewise.core.errors import BadModel, EngineFailed, UsageError
 from sizewise.load.llama.c import WANTED, Batch, library
+from sizewise.load.llama.long_texts import PART, LongTexts
 
 
 class NativeModel:
@@ -34,6 +35,7 @@ class NativeModel:
         self.n_vocab: int = self.lib.llama_vocab_n_tokens(self.vocab)
         self.bos: int = self.lib.llama_vocab_bos(self.vocab)
         self.eos: int = self.lib.llama_vocab_eos(self.vocab)
+        self.long_texts = LongTexts(self)
         self.adds_bos: bool = self.bos >= 0 and self.lib.llama_vocab_get_add_bos(self.vocab)
 
     @property
@@ -60,13 +62,20 @@ class NativeModel:
 
     def tokenize(self, text: str, *, special: bool, wrap: bool = False) -> list[int]:
         """Token ids of a text. `special`: control tokens are read as such; `wrap`: BOS, EOS, CLS, SEP are added."""
+        if len(text) > PART and not wrap:
+            return self.long_texts.tokenize(text, special=special)
+        return self.tokenize_whole(text, special=special, wrap=wrap)
+
+    def tokenize_whole(self, text: str, *, special: bool, wrap: bool = False) -> list[int]:
+        """The same by the engine alone, whatever time it takes."""
         data = text.encode("utf-8", "surrogatepass")
         room = len(data) + 16
         while True:
             out = np.empty(room, np.int32)
             count = self.lib.llama_tokenize(self.vocab, data, len(data), out.ctypes.data, room, wrap, special)
             if count >= 0:
-                return [int(token) for token in out[:count]]
+                tokens: list[int] = out[:count].tolist()
+                return tokens
             room = -count
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:

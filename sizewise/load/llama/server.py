@@ -67,6 +67,11 @@ class LlamaServer:
         rows: list[list[int]] = self._child.call("encode", texts=list(texts), special=special, bos=bos)[0]
         return rows
 
+    def at_least(self, text: str) -> int:
+        """A number of tokens that the text cannot be below, found without tokenizing it."""
+        found: list[int] = self._child.call("at_least", texts=[text])[0]
+        return found[0]
+
     def decode(self, tokens: Sequence[int]) -> bytes:
         """The bytes of token ids; an end may be half a character.
 
