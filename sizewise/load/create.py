@@ -7,8 +7,6 @@ template in Jinja.
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +20,13 @@ from sizewise.core.model import Model, ModelKind
 from sizewise.core.recipe import Lineage, Recipe, RecipeStep
 from sizewise.core.references import NameRef, PathRef, parse_name, parse_reference
 from sizewise.core.requests import Message
-from sizewise.load.facts import GGUF_FILE, config_of, facts_of_folder, facts_of_gguf, in_place, license_of_gguf
+from sizewise.load.doors import Checked, checked_export, gguf_at, link_files
+from sizewise.load.facts import GGUF_FILE, config_of, facts_of_folder, facts_of_gguf, license_of_gguf
 from sizewise.load.gguf.file import GgufInfo, read_gguf
 from sizewise.load.gguf.lora import check_adapter, convert_adapter, is_adapter
 from sizewise.load.modelfile import Modelfile
 from sizewise.load.models import FILE_TYPE, LINEAGE_TYPE, OLLAMA, TEMPLATE_TYPE, find_model
+from sizewise.load.parity import require_same_text
 from sizewise.load.pull import here
 from sizewise.load.sources import scratch
 from sizewise.load.store.layout import check_file_name
@@ -93,7 +93,7 @@ def create(
     if parts.template:
         check_template(parts.template)
     with store.writing(), scratch(store, f"create {target}") as folder:
-        maker = _Maker(target, parts, store, folder, listen)
+        maker = _Maker(target, parts, store, folder, listen, packs=quantizer is not None)
         maker.base() if parts.base else maker.from_files()
         if quantizer:
             maker.quantize(quantizer)
@@ -125,8 +125,12 @@ def check_template(template: str) -> None:
 class _Maker:
     """The model as it grows: layers, config and lineage."""
 
-    def __init__(self, target: NameRef, parts: Parts, store: Store, folder: Path, listen: Listener) -> None:
+    def __init__(
+        self, target: NameRef, parts: Parts, store: Store, folder: Path, listen: Listener, *, packs: bool
+    ) -> None:
         self.target, self.parts, self.store, self.folder, self.listen = target, parts, store, folder, listen
+        self.packs = packs  # weights are packed, for which a checkpoint becomes a GGUF
+        self.exported: tuple[Path, Checked] | None = None
         self.layers: list[Layer] = []
         self.config: dict[str, Any] = {}
         self.lineage = Lineage(recipe=None)
@@ -167,14 +171,16 @@ class _Maker:
             self.set_text(OLLAMA + "license", license)
 
     def from_checkpoint(self) -> None:
-        """A checkpoint is kept file by file: torch runs it."""
-        inside = self.folder / "checkpoint"
-        for title, path in self.parts.files.items():
-            _link(path, inside / check_file_name(title))
+        """A checkpoint is kept file by file: torch runs it. One that is to be packed becomes a GGUF."""
+        named = {check_file_name(title): path for title, path in self.parts.files.items()}
+        inside = link_files(named, self.folder / "checkpoint")
         self.kind, files, facts = facts_of_folder(inside)
         left = sorted(self.parts.files.keys() - files.keys())
         if left:
             self.say(f"left out what the model does not need: {', '.join(left)[:200]}")
+        if self.packs and self.kind == "checkpoint":
+            self.export(inside)
+            return
         for title, path in sorted(files.items()):
             self.add_weights(FILE_TYPE, title, path)
         self.config = config_of(self.kind, facts)
@@ -182,17 +188,34 @@ class _Maker:
 
     def quantize(self, quantizer: Quantizer) -> None:
         """Pack the weights into another type."""
-        if self.kind != "gguf":
-            raise Unsupported(f"{self.target}: only GGUF models can be quantized on create, not a {self.kind}")
-        plain = replace(in_place(self.weights(), self.store), name=str(self.target))
+        if self.kind == "checkpoint" and not self.exported:
+            files = {
+                layer.title: self.store.blob(layer.digest) for layer in self.layers if layer.media_type == FILE_TYPE
+            }
+            self.export(link_files(files, self.folder / "checkpoint"))
+        if self.kind != "gguf" and not self.exported:
+            raise Unsupported(f"{self.target}: only language models can be quantized on create, not a {self.kind}")
+        plain = gguf_at(self.exported[0] if self.exported else self.weights(), str(self.target))
         self.say(f"quantizing {plain.quantization} model to {quantizer.type}")
         packed = quantizer.run(plain, self.folder, self.listen)
-        self.drop(MODEL)
+        if self.exported:
+            require_same_text(self.exported[1].seen, gguf_at(packed, f"the GGUF of {self.target}"))
+        self.drop(MODEL, FILE_TYPE)
         self.add_weights(MODEL, GGUF_FILE, packed, move=True)
         self.layers.insert(0, self.layers.pop())
+        self.kind = "gguf"
         self.config |= config_of("gguf", facts_of_gguf(self.weights()))
-        step = RecipeStep("quantize-gguf", {"type": quantizer.type})
-        self.lineage = replace(self.lineage, recipe=Recipe((step,)))
+        method = "export-gguf" if self.exported else "quantize-gguf"
+        self.lineage = replace(self.lineage, recipe=Recipe((RecipeStep(method, {"type": quantizer.type}),)))
+
+    def export(self, folder: Path) -> None:
+        """Write a checkpoint as a GGUF and compare the two; a copy that differs is refused."""
+        self.say("converting model to GGUF")
+        _, files, facts = facts_of_folder(folder)
+        known = {key: value for key, value in facts.items() if value}
+        model = Model(str(self.target), "checkpoint", "", files, 0, **known)
+        plain = self.folder / "exported" / GGUF_FILE
+        self.exported = (plain, checked_export(model, plain, self.listen)[1])
 
     def adapt(self, title: str, path: Path) -> None:
         """Lay a LoRA over the weights."""
@@ -285,16 +308,6 @@ def _read(title: str, path: Path) -> GgufInfo:
     if info.metadata.get("split.count", 0) > 1:
         raise Unsupported(f"{title}: is one part of a split GGUF; join the parts first")
     return info
-
-
-def _link(path: Path, place: Path) -> None:
-    """A second name of a file, to look at it as part of a folder; a copy where the disk is another."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    source = path.resolve()
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copyfile(source, place)
 
 
 def files_of(path: Path) -> Iterator[tuple[str, Path]]:
