@@ -54,15 +54,17 @@ def engine(model: str, threads: int, parallel: int, context: int) -> Iterator[Up
 async def answer(server: Upstream, model: str, prompt: str, tokens: int) -> Timed:
     """Stream one completion of so many tokens; both servers speak OpenAI's form of it."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
-    began, first, pieces = time.perf_counter(), 0.0, 0
+    body["stream_options"] = {"include_usage": True}  # an event may hold several tokens
+    began, first, made = time.perf_counter(), 0.0, 0
     async for batch in server.stream("/v1/completions", body):
         for data in batch:
             if data.strip() == b"[DONE]":
                 continue
-            if any(choice.get("text") for choice in json.loads(data).get("choices", ())):
+            event = json.loads(data)
+            if any(choice.get("text") for choice in event.get("choices", ())):
                 first = first or time.perf_counter() - began
-                pieces += 1
-    return Timed(pieces, first, time.perf_counter() - began)
+            made = (event.get("usage") or {}).get("completion_tokens", made)
+    return Timed(made, first, time.perf_counter() - began)
 
 
 async def together(server: Upstream, model: str, prompts: list[str], tokens: int) -> tuple[list[Timed], float]:

@@ -1,8 +1,10 @@
 """A client for the engine's server on the loopback: one connection for each request, read with little work.
 
 While tokens stream, this runs once for each of them and shares the machine with the engine, so it is a protocol without
-layers: bytes come in, are cut into server-sent events, and all events of one read are handed over together. Closing the
-connection is how the engine learns that an answer is not wanted any more.
+layers: bytes come in and are cut into server-sent events. Where a pace is set, the first words are handed over at once
+and those after them in steps of `PACE_S`, all that came meanwhile together: more often than eyes can follow, and less
+often than a fast model makes tokens, each of which would stop the engine's threads for as long as handing it on takes.
+Closing the connection is how the engine learns that an answer is not wanted any more.
 """
 
 import asyncio
@@ -10,11 +12,14 @@ import json
 import socket
 import struct
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any, cast
 
 from sizewise.core.errors import EngineFailed
 
+PACE_S = 0.025
 _MOST_HEAD = 1 << 16
+_ENDS = (b'"stop":true', b"[DONE]")  # what the last event of an answer holds: it never waits
 
 
 class Refused(Exception):
@@ -32,8 +37,9 @@ class Broken(EngineFailed):
 class Upstream:
     """The address of one engine."""
 
-    def __init__(self, host: str, port: int, key: str) -> None:
-        self._host, self._port = host, port
+    def __init__(self, host: str, port: int, key: str, pace_s: float = 0.0) -> None:
+        """`pace_s`: least seconds between words of one answer, except for its first and its last; see above."""
+        self._host, self._port, self._pace_s = host, port, pace_s
         self._head = (
             f"Host: {host}:{port}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
             "Connection: close\r\n"
@@ -73,7 +79,8 @@ class Upstream:
         head = f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(data)}\r\n\r\n"
         loop = asyncio.get_running_loop()
         try:
-            transport, exchange = await loop.create_connection(_Exchange, self._host, self._port)
+            new = partial(_Exchange, self._pace_s)
+            transport, exchange = await loop.create_connection(new, self._host, self._port)
         except OSError as error:
             raise Broken("the engine takes no connections any more") from error
         transport.write(head.encode() + data)
@@ -83,8 +90,9 @@ class Upstream:
 class _Exchange(asyncio.Protocol):
     """One request's answer as it comes: head, then chunks or bytes of a known number, then the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace_s: float) -> None:
         self.status = 0
+        self._pace_s = pace_s
         self._raw = bytearray()  # what came and is not understood yet
         self._body = bytearray()  # without the marks of chunks
         self._chunked = False
@@ -93,6 +101,8 @@ class _Exchange(asyncio.Protocol):
         self._lost = False
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
+        self._handed_s = 0.0  # when words were last handed over
+        self._timer: asyncio.TimerHandle | None = None  # runs while something waits to be
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -100,14 +110,18 @@ class _Exchange(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop: cut what came, and wake the reader."""
+        """Called by the loop: cut what came and wake the reader, unless it was woken just before."""
         self._raw += data
-        if self.status or self._read_head():
-            self._read_body()
-        self._wake()
+        loop = asyncio.get_running_loop()
+        wait_s = self._handed_s + self._pace_s - loop.time() if self._pace_s and self._handed_s else 0.0
+        if wait_s <= 0 or any(end in data for end in _ENDS):
+            self._take()
+        elif self._timer is None:
+            self._timer = loop.call_later(wait_s, self._take)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by the loop."""
+        self._take()
         self._lost = True
         if self.status and not self._chunked and self._left < 0:
             self._ended = True  # an answer without a length ends with its connection
@@ -143,6 +157,8 @@ class _Exchange(asyncio.Protocol):
                     if block.startswith(b"error: "):
                         raise Refused(500, reason(bytes(block[7:])))
                 if found:
+                    if b'"prompt_progress"' not in found[-1]:
+                        self._handed_s = asyncio.get_running_loop().time()
                     return found
             elif self._ended:
                 return []
@@ -157,6 +173,14 @@ class _Exchange(asyncio.Protocol):
             await self._waiter
         finally:
             self._waiter = None
+
+    def _take(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.status or self._read_head():
+            self._read_body()
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -4,17 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-
-from sizewise.cli.serving import _processor, _until
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
-
 from served import Served, launch, save_tiny
 
+from sizewise.cli.serving import _processor, _until
 from sizewise.load.store.store import Store
 
 
@@ -33,16 +30,15 @@ def test_without_a_server_it_is_one_line() -> None:
         assert done.stderr == ("sizewise: no server answers at http://127.0.0.1:9; `sizewise serve` starts one\n")
 
 
-def test_ps_and_stop(tmp_path: Path) -> None:
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
     save_tiny(Store(tmp_path / "models"), tmp_path)
-    served = launch(tmp_path, "--context", "256", SIZEWISE_API_KEY="a-key")
-    try:
-        _ps_and_stop(served)
-    finally:
-        served.stop()
+    running = launch(tmp_path, "--context", "256", SIZEWISE_API_KEY="a-key")
+    yield running
+    running.stop()
 
 
-def _ps_and_stop(served: Served) -> None:
+def test_ps_and_stop(served: Served) -> None:
     told = {"OLLAMA_HOST": served.host, "OLLAMA_API_KEY": "a-key"}
     assert run("ps", "--json", **told).stdout == "[]\n"
     body = {"model": "tiny", "prompt": "a", "stream": False, "keep_alive": "10m", "options": {"num_predict": 1}}

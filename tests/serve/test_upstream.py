@@ -20,21 +20,21 @@ STREAM = HEAD + chunk(b'data: {"a": 1}\n\n') + chunk(b": ping\n\n") + chunk(b'da
 EVENTS = [b'{"a": 1}', b'{"b": "\xc3\xa9"}', b"3"]
 
 
-def against(parts: Sequence[bytes], use: Callable[[Upstream], Any]) -> Any:
-    """What `use` gives when a server answers with these parts, then closes."""
+def against(parts: Sequence[bytes], use: Callable[[Upstream], Any], *, pace_s: float = 0.0, rest_s: float = 0.0) -> Any:
+    """What `use` gives when a server answers with these parts, resting between them, then closes."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         for part in parts:
             writer.write(part)
             await writer.drain()
-            await asyncio.sleep(0)
+            await asyncio.sleep(rest_s)
         writer.close()
 
     async def both() -> Any:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         async with server:
-            return await use(Upstream("127.0.0.1", server.sockets[0].getsockname()[1], "key"))
+            return await use(Upstream("127.0.0.1", server.sockets[0].getsockname()[1], "key", pace_s))
 
     return run(both(), 30)
 
@@ -43,10 +43,39 @@ async def events(upstream: Upstream) -> list[bytes]:
     return [one async for batch in upstream.stream("/x", {}) for one in batch]
 
 
+@pytest.mark.parametrize("pace_s", [0.0, 0.03])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
-def test_events_are_whole_however_they_are_cut(size: int) -> None:
+def test_events_are_whole_however_they_are_cut(size: int, pace_s: float) -> None:
     whole = STREAM + chunk(b"")
-    assert against([whole[at : at + size] for at in range(0, len(whole), size)], events) == EVENTS
+    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert against(parts, events, pace_s=pace_s) == EVENTS
+
+
+async def batches(upstream: Upstream) -> list[list[bytes]]:
+    return [batch async for batch in upstream.stream("/x", {})]
+
+
+def test_with_a_pace_words_wait_for_one_another_but_the_first_and_the_last_do_not() -> None:
+    said = [b'{"n": %d}' % number for number in range(9)]
+    parts = [HEAD, chunk(b'data: {"prompt_progress": 1}\n\n'), *(chunk(b"data: " + one + b"\n\n") for one in said)]
+    last = b'{"stop":true}'
+    parts += [chunk(b"data: " + last + b"\n\n") + chunk(b"")]
+    got = against(parts, batches, pace_s=60.0, rest_s=0.02)  # a pace so slow that only the last word ends the waiting
+    assert got == [[b'{"prompt_progress": 1}'], [said[0]], [*said[1:], last]]
+    assert against(parts, batches, rest_s=0.02) == [[b'{"prompt_progress": 1}'], *([one] for one in said), [last]]
+
+
+def test_a_stream_that_breaks_off_while_words_wait_gives_them_first() -> None:
+    parts = [HEAD, *(chunk(b"data: %d\n\n" % number) for number in range(3))]
+    heard: list[bytes] = []
+
+    async def listen(upstream: Upstream) -> None:
+        async for batch in upstream.stream("/x", {}):
+            heard.extend(batch)
+
+    with pytest.raises(Broken):
+        against(parts, listen, pace_s=60.0, rest_s=0.02)
+    assert heard == [b"0", b"1", b"2"]
 
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:
