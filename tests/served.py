@@ -1,5 +1,6 @@
 """Servers as real processes, and the models that they get."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -105,6 +107,16 @@ class Served:
 StartServer = Callable[..., Served]
 
 
+_LIBC = ctypes.CDLL(None)
+
+
+def _end_with(parent: int) -> None:
+    """In a new process: be killed when the thread that started it ends, so that killed tests leave no servers."""
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def launch(home: Path, *arguments: str, **variables: str) -> Served:
     """Start a server on a free port with the store in `home`, and wait until it answers."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
@@ -113,7 +125,13 @@ def launch(home: Path, *arguments: str, **variables: str) -> Served:
     command = [sys.executable, "-m", "sizewise", "serve", "--port", "0", "--threads", "1", *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+            preexec_fn=partial(_end_with, os.getpid()),
         )
     assert process.stdout
     ready = process.stdout.readline()
