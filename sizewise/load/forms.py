@@ -1,11 +1,12 @@
 """The small forms of a matrix: values that a weight method returns, each with the dense matrix that it stands for.
 
-They hold tensors and nothing else: writing them to disk and multiplying with them is `load.checkpoint`'s. Importing
-this module does not import torch.
+They hold tensors and nothing else: writing them to disk and multiplying with them is `load.checkpoint`'s. Methods work
+in 32 bits; `stored` gives what is left of a form in 16-bit files, and everything after a method goes on from that.
+Importing this module does not import torch.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,31 @@ class Packed(Protocol):
     def dense(self) -> "Tensor":
         """The float32 matrix (out, in) that it stands for."""
         ...
+
+    def stored(self) -> Self:
+        """The same form with every floating-point part rounded to the 16-bit type that files hold it in."""
+        ...
+
+
+def narrow(values: "Tensor") -> "Tensor":
+    """Values in float16 or bfloat16, whichever of the two is nearer to them.
+
+    Args:
+        values: finite numbers; those beyond the range of float16 make it bfloat16.
+    """
+    import torch
+
+    half, brain = values.to(torch.float16), values.to(torch.bfloat16)
+    exact = values.to(torch.float64)
+    errors = [float((rounded.to(torch.float64) - exact).square().sum()) for rounded in (half, brain)]
+    return half if errors[0] <= errors[1] else brain
+
+
+def wide(values: "Tensor") -> "Tensor":
+    """Values in 32 bits."""
+    import torch
+
+    return values.to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +95,13 @@ class Quantized:
         of_column = self.column_groups()
         return (self.codes.float() - self.zeros[:, of_column]) * self.scales[:, of_column]
 
+    def stored(self) -> "Quantized":
+        """Scales in bfloat16; zeros that are no whole numbers in float16."""
+        import torch
+
+        scales, zeros = self.scales.to(torch.bfloat16), self.zeros.to(torch.float16)
+        return replace(self, scales=wide(scales), zeros=wide(zeros))
+
 
 @dataclass(frozen=True, slots=True)
 class Codebook:
@@ -91,6 +124,10 @@ class Codebook:
     def dense(self) -> "Tensor":
         """(out, in) float32."""
         return self.table.gather(1, self.codes.long())
+
+    def stored(self) -> "Codebook":
+        """Tables in 16 bits."""
+        return replace(self, table=wide(narrow(self.table)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +160,13 @@ class Int8:
         weight[:, self.kept] = self.columns
         return weight
 
+    def stored(self) -> "Int8":
+        """Scales in bfloat16, kept columns in 16 bits."""
+        import torch
+
+        scales = wide(self.scales.to(torch.bfloat16))
+        return replace(self, scales=scales, columns=wide(narrow(self.columns)))
+
 
 @dataclass(frozen=True, slots=True)
 class Factors:
@@ -148,4 +192,8 @@ class Factors:
 
     def dense(self) -> "Tensor":
         """(out, in) float32."""
-        return self.left @ self.right
+        return wide(self.left) @ wide(self.right)
+
+    def stored(self) -> "Factors":
+        """Both matrices in 16 bits."""
+        return replace(self, left=wide(narrow(self.left)), right=wide(narrow(self.right)))

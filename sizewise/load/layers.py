@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sizewise.core.errors import BadModel, Unsupported
 from sizewise.load.checkpoint.folder import Tensor, inspect_checkpoint, read_safetensors_header
+from sizewise.load.checkpoint.packed import SUFFIXES
 
 Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "router"]
 Rows = tuple[tuple[str, int], ...]
@@ -256,8 +257,14 @@ def read_config(folder: Path) -> Any:
 
 
 def _headers(folder: Path) -> dict[str, Tensor]:
-    files = [path for name, path in inspect_checkpoint(folder).files.items() if name.endswith(".safetensors")]
-    return {name: tensor for path in files for name, tensor in read_safetensors_header(path).items()}
+    """All tensors; a matrix in a small form as the one that it stands for."""
+    info = inspect_checkpoint(folder)
+    files = [path for name, path in info.files.items() if name.endswith(".safetensors")]
+    found = {name: tensor for path in files for name, tensor in read_safetensors_header(path).items()}
+    for module, matrix in info.packed.items():
+        found[f"{module}.weight"] = Tensor(info.base_dtype, matrix.stored_shape, 0, 0)
+    small = {f"{module}.{part}" for module in info.packed for part in SUFFIXES}
+    return {name: tensor for name, tensor in found.items() if name not in small}
 
 
 class _Reader:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.load.checkpoint.folder import read_json
+from sizewise.load.checkpoint.packed import Spec, config_of, note_on, spec_of, tensors_of
 from sizewise.load.checkpoint.tensors import TensorSink, TensorSource
 from sizewise.load.layers import Block, Layout, layout_of
 from sizewise.load.store.atomic import publish, storage_errors, temporary, write_atomic
@@ -43,6 +44,17 @@ class Tally:
     stored_bits: int = 0  # that they take now; a dense number counts 16
     saved_parameters: int = 0  # fewer than before
     warnings: list[str] = field(default_factory=list)
+    forms: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the files hold of matrices in small forms
+
+    @property
+    def note(self) -> str:
+        """For the lineage: how the files hold small forms."""
+        return note_on(self.specs)
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """The small forms by module."""
+        return {name: Spec(**said) for name, said in self.forms.items()}
 
     def add(self, treated: Treated, block: Block, before: Mapping[str, "Tensor"]) -> None:
         """Count a finished block. `before` has the matrices that were changed."""
@@ -53,6 +65,8 @@ class Tally:
             if linear.name in before:
                 now, size = treated.tensors[linear.weight], before[linear.name].numel()
                 packed = treated.packed.get(linear.name)
+                if packed:
+                    self.forms[linear.name] = spec_of(packed, linear.transposed).as_json()
                 self.weights += size
                 self.zeros += size - int(now.count_nonzero())
                 self.stored_bits += packed.size_bits if packed else 16 * size
@@ -71,23 +85,31 @@ class Tally:
 
 
 class Writer:
-    """Where blocks go: a folder that becomes a checkpoint. Small forms are written as `pack` says, else dense."""
+    """Where blocks go: a folder that becomes a checkpoint, matrices in the small forms that the method gave them."""
 
     def __init__(self, folder: Path, source: TensorSource, layout: Layout) -> None:
         self.folder, self.source, self.layout = folder, source, layout
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.glob("model*.safetensors")):  # killed while the files got their names: they are no blocks now
+                shutil.rmtree(folder)
+                folder.mkdir()
         self.sink = TensorSink(folder, resume=True)
         note = folder / _NOTE
         self.tally = Tally(**read_json(note)) if note.exists() else Tally()
 
     def block(self, treated: Treated, block: Block, chosen: "Mapping[str, Tensor]") -> None:
         """Write a block and the note of it."""
-        transposed = {linear.weight for linear in block.linears if linear.transposed}
+        linears = {linear.weight: linear for linear in block.linears}
         for name, tensor in treated.tensors.items():
-            if name not in self.sink.done:  # killed between the block and its note
-                tensor = tensor.T if name in transposed else tensor
-                self.sink.put(name, tensor.to(self.source.dtype(name)))
+            linear = linears.get(name)
+            if linear and linear.name in treated.packed:
+                stored = {f"{linear.name}.{part}": one for part, one in tensors_of(treated.packed[linear.name]).items()}
+            else:
+                stored = {name: (tensor.T if linear and linear.transposed else tensor).to(self.source.dtype(name))}
+            for title, one in stored.items():
+                if title not in self.sink.done:  # killed between the block and its note
+                    self.sink.put(title, one)
         self.sink.flush()
         self.tally.add(treated, block, chosen)
         write_atomic(self.folder / _NOTE, [json.dumps(asdict(self.tally)).encode()])
@@ -98,10 +120,19 @@ class Writer:
         for name in self.source:
             if not name.startswith(inside) and name not in self.sink.done:
                 self.sink.put(name, self.source.get(name))
-        files = {path.name: path for path in self.sink.finish()}
+        files = {path.name: path for path in self.sink.finish()} | copy_companions(self.source, self.folder)
+        if self.tally.forms:
+            self._describe(files["config.json"])
         for leftover in (self.folder / _NOTE, *self.folder.glob(_HIDDEN.format(0).replace("00000", "*"))):
             leftover.unlink(missing_ok=True)
-        return files | copy_companions(self.source, self.folder)
+        return files
+
+    def _describe(self, config: Path) -> None:
+        """Say in config.json which matrices are in small forms."""
+        specs = self.tally.specs
+        dense = [linear.name for linear in self.layout.linears if linear.name not in specs]
+        said = read_json(config) | {"quantization_config": config_of(specs, dense)}
+        write_atomic(config, [json.dumps(said, indent=2).encode()])
 
 
 def copy_companions(source: TensorSource, folder: Path) -> dict[str, Path]:

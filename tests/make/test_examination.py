@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sizewise.core.errors import UsageError
 from sizewise.core.model import Model
 from sizewise.core.params import schema_of
+from sizewise.load.checkpoint.weights import load
 from sizewise.load.models import find_model
 from sizewise.load.store.store import Store
 from sizewise.make.apply import make
@@ -116,9 +117,12 @@ def test_it_saves_reloads_and_says_what_it_did(
     assert figures["bits_per_weight"] == pytest.approx(found.size_bytes * 8 / (found.parameters or 1), abs=1e-3)
     calibrated = needs_calibration(methods().get(name))
     assert bool(lineage.data_digest) == calibrated
-    whole = AutoModelForCausalLM.from_pretrained(as_folder(found, tmp_path), dtype=torch.float32)
+    files = {title: str(path) for title, path in found.files.items()}
+    whole = load(
+        found.name, "checkpoint", files, dtype="float32", device="cpu", context=None, parameters=found.parameters
+    ).model
     with torch.no_grad():
-        logits = whole.eval()(input_ids=torch.arange(3, 43)[None]).logits
+        logits = whole(input_ids=torch.arange(3, 43)[None]).logits
         before = AutoModelForCausalLM.from_pretrained(family(which), dtype=torch.float32).eval()
         old = before(input_ids=torch.arange(3, 43)[None]).logits
     assert torch.isfinite(logits).all()

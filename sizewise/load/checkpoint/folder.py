@@ -10,11 +10,15 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sizewise.core.errors import BadModel, StorageError, Unsafe
+from sizewise.core.errors import BadModel, StorageError, Unsafe, Unsupported
+from sizewise.load.checkpoint.packed import SUFFIXES, Matrix, matrix_of, specs_of, title_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".hdf5", ".msgpack", ".joblib", ".npy"})
@@ -43,6 +47,7 @@ _ENCODERS = frozenset(
 )
 # Masks and positions that old checkpoints stored beside the weights; they are no parameters.
 _BUFFERS = re.compile(r"(position_ids|inv_freq|\.attn\.masked_bias)$|\.attn\.bias$")
+_OWN_LINKS: ContextVar[Path | None] = ContextVar("own_links", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +56,15 @@ class CheckpointInfo:
 
     architecture: str  # config's model_type: "llama", "phi3", "bert"
     parameters: int | None  # None where packed weights cannot be counted from their shapes
-    dtype: str  # safetensors' name of the type that most weights have: "BF16"
+    dtype: str  # safetensors' name of the type that most weights have: "BF16"; or their small form: "int4-g64"
     context_length: int | None
     embedding_length: int | None
     template: str | None
     files: dict[str, Path]  # relative name, "/" as separator -> path
     is_encoder: bool
     size_bytes: int
+    packed: dict[str, Matrix] = field(default_factory=dict)  # matrices in small forms, by module
+    base_dtype: str = ""  # of the weights that are in none
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +109,40 @@ def _inspect(root: Path) -> CheckpointInfo:
     _refuse_code(root, config, tokenizer, architecture)
     companions = [name for name in _COMPANIONS if name in names] + _module_files(root, names)
     files = {name: _inside(root, name) for name in companions}
-    tensors = _read_weights(root, weights)
+    tensors, where = _read_weights(root, weights)
     files |= {name: _inside(root, name) for name in weights}
     if WEIGHTS not in weights:
         files[INDEX] = _inside(root, INDEX)
-    counted = _count(tensors)
+    packed = _packed(root, config, tensors, where)
+    inside = {f"{module}.{part}" for module in packed or () for part in SUFFIXES}
+    counted = _count({name: tensor for name, tensor in tensors.items() if name not in inside})
+    small = [] if packed is None else list(packed.values())
+    dense = counted.most_common(1)[0][0] if counted else ""
+    parameters = sum(counted.values()) + sum(matrix.parameters for matrix in small)
     text: dict[str, Any] = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     return CheckpointInfo(
         architecture=architecture,
-        parameters=None if "quantization_config" in config else sum(counted.values()),
-        dtype=counted.most_common(1)[0][0] if counted else "",
+        parameters=None if packed is None else parameters,
+        dtype=title_of(small, dense),
         context_length=_context_length(root, names, text),
         embedding_length=_first_int(text, "hidden_size", "n_embd", "d_model", "dim"),
         template=_template(root, names, tokenizer),
         files=files,
         is_encoder="modules.json" in names or (architecture in _ENCODERS and not config.get("is_decoder")),
         size_bytes=sum(path.stat().st_size for path in files.values()),
+        packed=packed or {},
+        base_dtype=dense,
     )
+
+
+@contextmanager
+def own_links(folder: Path) -> Iterator[None]:
+    """While this lasts, links in `folder` may lead anywhere: it was put together here, from files already checked."""
+    token = _OWN_LINKS.set(folder.resolve())
+    try:
+        yield
+    finally:
+        _OWN_LINKS.reset(token)
 
 
 def read_safetensors_header(path: Path) -> dict[str, Tensor]:
@@ -228,7 +252,8 @@ def _shards(root: Path) -> list[str]:
     return shards
 
 
-def _read_weights(root: Path, weights: list[str]) -> dict[str, Tensor]:
+def _read_weights(root: Path, weights: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors by name, and the name of the file that each is in."""
     tensors: dict[str, Tensor] = {}
     where: dict[str, str] = {}
     for file in weights:
@@ -241,7 +266,26 @@ def _read_weights(root: Path, weights: list[str]) -> dict[str, Tensor]:
         for name, file in read_json(root / INDEX)["weight_map"].items():
             if where.get(name) != file:
                 raise BadModel(f"{root / file}: tensor {name!r} is missing, although {INDEX} says that it is there")
-    return tensors
+    return tensors, where
+
+
+def _packed(
+    root: Path, config: dict[str, Any], tensors: dict[str, Tensor], where: dict[str, str]
+) -> dict[str, Matrix] | None:
+    """Matrices in small forms; None where the weights are packed in a way that is not known here."""
+    try:
+        specs = specs_of(config, tensors)
+    except Unsupported:
+        return None
+
+    def read(name: str) -> tuple[int, ...]:
+        with (root / where[name]).open("rb") as stream:
+            stream.seek(8 + int.from_bytes(stream.read(8), "little") + tensors[name].start)
+            raw = stream.read(16)
+        return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")
+
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return {module: matrix_of(module, spec, shapes, read) for module, spec in specs.items()}
 
 
 def _count(tensors: dict[str, Tensor]) -> Counter[str]:
@@ -262,7 +306,7 @@ def _inside(root: Path, name: str) -> Path:
     path, home = root / name, root.resolve()
     real = path.resolve()
     cached = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
-    if not real.is_relative_to(home) and not cached:
+    if not real.is_relative_to(home) and not cached and home != _OWN_LINKS.get():
         raise Unsafe(f"{path}: is a link that leaves the folder (to {real}); put a copy of the file there")
     if not real.is_file():
         raise BadModel(f"{path}: is missing or no regular file")

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 1 << 29
 _PART = re.compile(r"part-(\d{5})\.safetensors")
-_NAMES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
-_NAMES |= {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-_NAMES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U16": "uint16", "U32": "uint32"}
+NAMES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
+NAMES |= {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+NAMES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U16": "uint16", "U32": "uint32"}
 
 
 class TensorSource:
@@ -64,9 +64,9 @@ class TensorSource:
         import torch
 
         kind = self._entry(name)[2].dtype
-        if kind not in _NAMES:
+        if kind not in NAMES:
             raise BadModel(f"{self.folder.name}: {name} has the type {kind}, which cannot be read")
-        found: TorchType = getattr(torch, _NAMES[kind])
+        found: TorchType = getattr(torch, NAMES[kind])
         return found
 
     def bytes_of(self, name: str) -> int:
@@ -219,7 +219,7 @@ def _safetensors(tensors: dict[str, "TorchTensor"]) -> Iterator[Any]:
     import torch
 
     ordered = sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))
-    codes = {name: code for code, name in _NAMES.items()}
+    codes = {name: code for code, name in NAMES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, tensor in ordered:

@@ -16,6 +16,9 @@ import torch
 from sizewise.core.errors import BadModel, DoesNotFit, MissingExtra, Unsafe, UsageError
 from sizewise.core.units import format_bytes
 from sizewise.load.checkpoint.encoder import pooling_of
+from sizewise.load.checkpoint.folder import inspect_checkpoint, own_links
+from sizewise.load.checkpoint.packed_model import load_packed
+from sizewise.load.layers import FAMILIES
 
 GGUF = "model.gguf"
 _SMALL = 100_000_000  # below so many weights bfloat16 gains nothing on a CPU
@@ -72,7 +75,8 @@ def load(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(os.path.abspath(path))
         try:
-            return _load(folder, kind, precision, place, context)
+            with own_links(folder):
+                return _load(folder, kind, precision, place, context)
         except ImportError as error:
             raise MissingExtra(f"{what} ({str(error).strip().splitlines()[0]})", "torch") from error
         except torch.cuda.OutOfMemoryError as error:
@@ -100,6 +104,11 @@ def _load(folder: Path, kind: str, dtype: torch.dtype, device: str, context: int
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{config.model_type} is an encoder-decoder; only causal models and encoders are run")
     pooling = pooling_of(folder) if kind == "encoder" else None
+    if _is_packed(folder, config):
+        model = load_packed(folder, config, dtype)
+        model.eval().to(device)
+        _forget_sampling(model, tokenizer)
+        return Loaded(model, tokenizer, _limit(folder, config, tokenizer, context, encoder=False), None)
     loader = AutoModel if pooling else AutoModelForCausalLM
     model, report = loader.from_pretrained(
         folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
@@ -111,6 +120,13 @@ def _load(folder: Path, kind: str, dtype: torch.dtype, device: str, context: int
     if not pooling:
         _forget_sampling(model, tokenizer)
     return Loaded(model, tokenizer, _limit(folder, config, tokenizer, context, encoder=bool(pooling)), pooling)
+
+
+def _is_packed(folder: Path, config: Any) -> bool:
+    """True for small forms that are kept small; others are left to transformers."""
+    if getattr(config, "quantization_config", None) is None or config.model_type not in FAMILIES:
+        return False
+    return bool(inspect_checkpoint(folder).packed)
 
 
 def _forget_sampling(model: Any, tokenizer: Any) -> None:

@@ -72,6 +72,7 @@ def refine(weight: "Tensor", grid: Grid, p: float, beta: float, growth: float, s
         threshold = size.clamp(min=1e-12).pow(p - 1) / beta
         outliers = residual.sign() * (size - threshold).clamp(min=0)
         zero = (codes - (weight - outliers) / grid.scale).mean(-1, keepdim=True)
+        zero = zero.to(torch.float16).to(weight.dtype)  # as it will be stored, so that the best is the best of those
         current = Grid(grid.scale, zero, grid.bits)
         now = cost(current)
         better = now < least

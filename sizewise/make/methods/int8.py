@@ -7,6 +7,7 @@ for everything, so the columns that they meet are kept; all others are rounded w
 from typing import TYPE_CHECKING, Annotated
 
 from sizewise.core.params import Range, Search
+from sizewise.make.grids import storable
 from sizewise.make.method import weight_method
 from sizewise.make.packed import Int8
 
@@ -20,7 +21,7 @@ def int8(
     abs_max: "Tensor",
     *,
     threshold: Annotated[float, Range(0), Search(6.0)] = 6.0,
-) -> Int8:
+) -> "Tensor | Int8":
     """Quantize: 8-bit weights that meet 8-bit inputs, columns of outlier features kept at 16 bits.
 
     Args:
@@ -31,9 +32,10 @@ def int8(
     import torch
 
     outlier = abs_max >= threshold
+    if bool(outlier.all()):
+        return weight
     kept = outlier.nonzero()[:, 0]
     rest = weight.masked_fill(outlier, 0.0)
-    top = rest.abs().amax(dim=1)
-    scales = torch.where(top > 0, top, torch.ones_like(top)) / 127
+    scales = storable(rest.abs().amax(dim=1) / 127)
     codes = (rest / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
     return Int8(codes, scales.float(), kept, weight[:, kept].float(), threshold)

@@ -8,6 +8,7 @@ intervals, so that rows are sorted once and every later step is a search for bor
 from typing import TYPE_CHECKING, Annotated
 
 from sizewise.core.params import Range, Search
+from sizewise.load.forms import narrow
 from sizewise.make.grids import MOST_BITS, fit
 from sizewise.make.method import weight_method
 from sizewise.make.packed import Codebook
@@ -51,7 +52,7 @@ def lut(
         cost = rows.cost(table)
         best = torch.where((cost < least)[:, None], table, best)
         least = torch.minimum(cost, least)
-    table = best.float()
+    table = narrow(best).float()  # as it will be stored: the nearest value is sought among those
     codes = _nearest(weight.float(), table)
     return Codebook(codes.to(torch.uint8), table, bits)
 

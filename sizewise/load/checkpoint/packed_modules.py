@@ -1,0 +1,186 @@
+"""Modules that multiply with matrices in small forms. Runs in the child of the torch runner.
+
+Integers and codebooks are unpacked for each call, some rows at a time, so that no more than a few of them are ever in
+memory as floating-point numbers. Thin factors are two products. LLM.int8() multiplies integers as they are.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sizewise.load.checkpoint.packed import Spec, zeros_of
+from sizewise.load.checkpoint.packed_bits import unpack
+
+_PIECE = 1 << 22  # weights unpacked at once
+
+
+class Small(nn.Module):
+    """y = W x + b with W in a small form. `parts` are the tensors of the form as files hold them."""
+
+    bias: Tensor | None
+
+    def __init__(self, spec: Spec, parts: dict[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec, self.dtype = spec, dtype
+        self.register_buffer("bias", None if bias is None else bias.to(dtype))
+        self.take(parts)
+
+    def take(self, parts: dict[str, Tensor]) -> None:
+        """Keep what is needed of the form as buffers."""
+        raise NotImplementedError
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(n, in) -> (n, out)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        y = self.multiply(x.reshape(-1, x.shape[-1]))
+        if self.bias is not None:
+            y = y + self.bias
+        return y.reshape(*x.shape[:-1], -1)
+
+
+class _Unpacked(Small):
+    """Words of codes, turned into weights for each call."""
+
+    words: Tensor
+    columns: int
+
+    def weight_rows(self, first: int, last: int) -> Tensor:
+        """(last - first, in) float32: rows of the dense matrix."""
+        raise NotImplementedError
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(n, in) -> (n, out)."""
+        step = max(1, _PIECE // self.columns)
+        rows = range(0, len(self.words), step)
+        pieces = [nn.functional.linear(x, self.weight_rows(at, at + step).to(x.dtype)) for at in rows]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+
+
+class Uniform(_Unpacked):
+    """Integers on uniform grids."""
+
+    scale: Tensor
+    zeros: Tensor
+    groups: Tensor | None
+
+    def take(self, parts: dict[str, Tensor]) -> None:
+        """Keep the parts as buffers."""
+        rows, self.columns = (int(size) for size in parts["weight_shape"].tolist())
+        scale = parts["weight_scale"]
+        self.register_buffer("words", parts["weight_packed"])
+        self.register_buffer("scale", scale)
+        zeros = zeros_of(self.spec, parts, rows)
+        whole = bool((zeros == zeros.round()).all())
+        self.register_buffer("zeros", zeros.to(torch.uint8 if whole else torch.float16))
+        self.register_buffer("groups", parts.get("weight_g_idx"))
+
+    def weight_rows(self, first: int, last: int) -> Tensor:
+        """(last - first, in) float32: rows of the dense matrix."""
+        codes = unpack(self.words[first:last], self.spec.bits, self.columns)
+        scale, zeros = self.scale[first:last].float(), self.zeros[first:last].float()
+        if self.groups is not None:
+            of_column = self.groups.long()
+            return (codes.float() - zeros[:, of_column]) * scale[:, of_column]
+        grouped = codes.reshape(len(codes), scale.shape[1], -1).float()
+        return grouped.sub_(zeros[..., None]).mul_(scale[..., None]).reshape(codes.shape)
+
+
+class Table(_Unpacked):
+    """A codebook for each row."""
+
+    table: Tensor
+
+    def take(self, parts: dict[str, Tensor]) -> None:
+        """Keep the parts as buffers."""
+        self.columns = int(parts["weight_shape"][1])
+        self.register_buffer("words", parts["weight_packed"])
+        self.register_buffer("table", parts["weight_table"])
+
+    def weight_rows(self, first: int, last: int) -> Tensor:
+        """(last - first, in) float32: rows of the dense matrix."""
+        codes = unpack(self.words[first:last], self.spec.bits, self.columns)
+        return self.table[first:last].float().gather(1, codes.long())
+
+
+class Eight(Small):
+    """LLM.int8(): 8-bit rows, and the columns of outlier features in full."""
+
+    codes: Tensor
+    scale: Tensor
+    kept: Tensor
+    outer: Tensor
+
+    def take(self, parts: dict[str, Tensor]) -> None:
+        """Keep the parts as buffers."""
+        self.register_buffer("codes", parts["weight_codes"])
+        self.register_buffer("scale", parts["weight_scale"])
+        self.register_buffer("kept", parts["weight_kept"].long())
+        self.register_buffer("outer", parts["weight_columns"].to(self.dtype))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(n, in) -> (n, out)."""
+        weight = self.codes.float() * self.scale.float()[:, None]
+        y = nn.functional.linear(x, weight.to(x.dtype))
+        return y if not len(self.kept) else y + nn.functional.linear(x[:, self.kept], self.outer)
+
+
+class Thin(Small):
+    """A product of two thin matrices: two products, each smaller than the one they replace."""
+
+    left: Tensor
+    right: Tensor
+
+    def take(self, parts: dict[str, Tensor]) -> None:
+        """Keep the parts as buffers."""
+        self.register_buffer("left", parts["weight_left"].to(self.dtype))
+        self.register_buffer("right", parts["weight_right"].to(self.dtype))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(n, in) -> (n, out)."""
+        return nn.functional.linear(nn.functional.linear(x, self.right), self.left)
+
+
+class Experts(nn.Module):
+    """The experts of a block, each with matrices of its own, in place of a module that holds them stacked."""
+
+    def __init__(self, experts: list[dict[str, nn.Module]], activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.list = experts
+        self.experts = nn.ModuleList(nn.ModuleDict(parts) for parts in experts)  # so that they move to a device
+        self.activation = activation
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Each token's experts, weighted.
+
+        Args:
+            hidden: (tokens, width).
+            chosen: (tokens, k), numbers of experts; a number beyond the last is no expert.
+            weights: (tokens, k).
+        """
+        total = torch.zeros_like(hidden)
+        for number, expert in enumerate(self.list):
+            token, place = torch.where(chosen == number)
+            if len(token):
+                x = hidden[token]
+                y = expert["down"](self.activation(expert["gate"](x)) * expert["up"](x))
+                total.index_add_(0, token, (y * weights[token, place, None]).to(total.dtype))
+        return total
+
+
+_MODULES: dict[str, type[Small]] = {"uniform": Uniform, "int8": Eight, "codebook": Table, "factors": Thin}
+
+
+def module_for(spec: Spec, parts: dict[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> Small:
+    """The module that multiplies with a form.
+
+    Args:
+        spec: the form's description.
+        parts: its tensors as files hold them, by suffix.
+        bias: (out,) or nothing.
+        dtype: of the inputs.
+    """
+    return _MODULES[spec.kind](spec, parts, bias, dtype)
