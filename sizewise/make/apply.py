@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sizewise.core.digests import digest_of_json
-from sizewise.core.errors import BadRow, Locked, Unsupported, UsageError
+from sizewise.core.errors import BadRow, Locked, UnknownName, Unsupported, UsageError
 from sizewise.core.events import Listener, silent
 from sizewise.core.model import Model
 from sizewise.core.params import schema_of, validate
@@ -23,7 +23,7 @@ from sizewise.load.store.atomic import locked, storage_errors, temporary
 from sizewise.load.store.store import Store
 from sizewise.make.calibration import Calibration
 from sizewise.make.method import Made, kind_of, methods, wants
-from sizewise.make.shrink import Order, shrink, walk_settings
+from sizewise.make.shrink import Order, settings_of, shrink, walk_settings
 
 
 class Fitted(Protocol):
@@ -45,7 +45,16 @@ class Fitted(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Earlier:
+    """What a chain did before the step at hand: `figures` has what each of `steps` noted about itself."""
+
+    origin: Model
+    steps: tuple[RecipeStep, ...] = ()
+    figures: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
     """A checked order."""
 
     method: str
@@ -57,6 +66,12 @@ class _Job:
     store: Store
     listen: Listener
     settings: dict[str, Any]  # of the walk, for weight and structure methods
+    earlier: Earlier | None = None  # None where the method is all of the recipe
+
+    @property
+    def origin(self) -> Model | None:
+        """The model that the whole recipe begins with."""
+        return self.earlier.origin if self.earlier else self.base
 
     @property
     def shrinks(self) -> bool:
@@ -72,7 +87,16 @@ class _Job:
     def recipe(self) -> Recipe:
         """What changes the result. Which text it was calibrated on, the lineage says by its digest."""
         own = {key: value for key, value in self.settings.items() if key != "calibration"}
-        return Recipe((RecipeStep(self.method, self.options | own),), self.seed)
+        before = self.earlier.steps if self.earlier else ()
+        return Recipe((*before, RecipeStep(self.method, self.options | own)), self.seed)
+
+    @property
+    def digest(self) -> str:
+        """Names everything that the bytes of the result depend on, the calibration text by its content."""
+        path = self.settings.get("calibration")
+        text = Path(path).read_bytes() if path and Path(path).is_file() else b""
+        base = self.base.digest if self.base else ""
+        return digest_of_json([self.recipe.as_json(), base, hashlib.sha256(text).hexdigest()])
 
 
 def make(
@@ -114,10 +138,14 @@ def make(
     if base is not None and parse_reference(base) == target:
         raise UsageError(f"{name} would replace the model that it is made from; choose another --name")
     found = find_model(base, store) if base is not None else None
-    job = _Job(method, function, checked, found, task, seed, store, listen, settings)
+    return carry_out(Job(method, function, checked, found, task, seed, store, listen, settings), name)
+
+
+def carry_out(job: Job, name: str) -> Model:
+    """Do what a checked order says and keep the result under `name`."""
     started = time.perf_counter()
     with _workspace(job) as folder:
-        made, calibration = _carry_out(job, folder)
+        made, calibration = _work(job, folder)
         return _keep(job, made, folder, name, time.perf_counter() - started, calibration)
 
 
@@ -130,15 +158,17 @@ def check_options(
         UnknownName: an option is none of either.
         UsageError: an option is out of bounds.
     """
-    shared = {parameter.name for parameter in schema_of(walk_settings)}
-    if kind_of(function) not in ("weight", "structure"):
-        return validate(function, given, method), {}
-    settings = validate(walk_settings, {key: value for key, value in given.items() if key in shared}, method)
+    shared = {parameter.name: parameter for parameter in settings_of(function)}
+    known = (*(parameter.name for parameter in schema_of(function)), *shared)
+    for name in given:
+        if name not in known:
+            raise UnknownName(f"option of {method}", name, known)
+    settings = {name: one.check(given.get(name, one.default), method) for name, one in shared.items()}
     walk_settings(**settings)
     return validate(function, {key: value for key, value in given.items() if key not in shared}, method), settings
 
 
-def _carry_out(job: _Job, folder: Path) -> tuple[Made, Calibration | None]:
+def _work(job: Job, folder: Path) -> tuple[Made, Calibration | None]:
     if job.shrinks and job.base is not None:
         settings = walk_settings(**job.settings)
         order = Order(job.method, job.function, job.options, settings, job.base, job.seed, job.listen)
@@ -163,7 +193,7 @@ def _check_inputs(method: str, function: Callable[..., Any], base: str | None, t
         raise UsageError(f"{method} uses no data; leave the task {task.name!r} out")
 
 
-def _convert(job: _Job, folder: Path) -> Made:
+def _convert(job: Job, folder: Path) -> Made:
     given = {"base": job.base, "out": folder, "seed": job.seed, "listen": job.listen}
     made = job.function(*(given[name] for name in wants(job.function)), **job.options)
     if not isinstance(made, Made):
@@ -171,7 +201,7 @@ def _convert(job: _Job, folder: Path) -> Made:
     return made
 
 
-def _fit_head(job: _Job, folder: Path) -> Made:
+def _fit_head(job: Job, folder: Path) -> Made:
     items = _examples(job)
     texts = [item.input for item in items]
     given: dict[str, Any] = {"texts": texts, "labels": [item.expected for item in items], "seed": job.seed}
@@ -187,7 +217,7 @@ def _fit_head(job: _Job, folder: Path) -> Made:
     return Made("linear", files, parameters=parameters + head.parameters, figures=figures, architecture=head.kind)
 
 
-def _examples(job: _Job) -> tuple[Item, ...]:
+def _examples(job: Job) -> tuple[Item, ...]:
     task = job.task
     items = task.splits.get("train", ()) if task else ()
     if not task or not items:
@@ -200,7 +230,7 @@ def _examples(job: _Job) -> tuple[Item, ...]:
     return items
 
 
-def _embed(job: _Job, base: Model, texts: list[str]) -> Any:
+def _embed(job: Job, base: Model, texts: list[str]) -> Any:
     from sizewise.load.open import open_runner
 
     if base.kind != "encoder":
@@ -209,7 +239,7 @@ def _embed(job: _Job, base: Model, texts: list[str]) -> Any:
         return runner.embed(texts, job.listen)
 
 
-def _keep(job: _Job, made: Made, folder: Path, name: str, seconds: float, calibration: Calibration | None) -> Model:
+def _keep(job: Job, made: Made, folder: Path, name: str, seconds: float, calibration: Calibration | None) -> Model:
     after = sum(path.stat().st_size for path in made.files.values())
     base = job.base
     whole = job.whole
@@ -233,22 +263,28 @@ def _keep(job: _Job, made: Made, folder: Path, name: str, seconds: float, calibr
     )
 
 
-def _lineage(job: _Job, made: Made, after: int, seconds: float, calibration: Calibration | None) -> Lineage:
-    base, task = job.base, job.task
-    figures = dict(made.figures)
-    if base and job.whole:
-        figures |= {"bytes_before": base.size_bytes, "compression_ratio": round(after / base.size_bytes, 4)}
-    figures |= {"bytes_after": after, "seconds": round(seconds, 3)}
+def _lineage(job: Job, made: Made, after: int, seconds: float, calibration: Calibration | None) -> Lineage:
+    base, task, origin = job.base, job.task, job.origin
+    own = dict(made.figures) | {"bytes_after": after, "seconds": round(seconds, 3)}
+    figures = dict(own)
+    if origin and job.whole:
+        figures |= {"bytes_before": origin.size_bytes, "compression_ratio": round(after / origin.size_bytes, 4)}
     if made.parameters:
         figures["parameters"] = made.parameters
         figures["bits_per_weight"] = round(after * 8 / made.parameters, 3)
     rows = [[item.input, item.expected] for item in task.splits.get("train", ())] if task else []
-    data = (task.name, digest_of_json(rows)) if task else (None, None)
+    data: tuple[str | None, str | None] = (task.name, digest_of_json(rows)) if task else (None, None)
     data = (calibration.name, calibration.digest) if calibration else data
+    if job.earlier:
+        own |= {"data_name": data[0], "data_digest": data[1]} if data[0] else {}
+        figures["steps"] = [*job.earlier.figures, {"method": job.method} | own]
+        figures["seconds"] = round(sum(step["seconds"] for step in figures["steps"]), 3)
+        if data[0] is None and base:
+            data = (base.lineage.data_name, base.lineage.data_digest)
     return Lineage(
         recipe=job.recipe,
-        parent_name=base.name if base else None,
-        parent_digest=base.digest if base else None,
+        parent_name=origin.name if origin else None,
+        parent_digest=origin.digest if origin else None,
         data_name=data[0],
         data_digest=data[1],
         note=made.note or (base.lineage.note if base and job.whole else ""),  # errors stay
@@ -257,33 +293,22 @@ def _lineage(job: _Job, made: Made, after: int, seconds: float, calibration: Cal
 
 
 @contextmanager
-def _workspace(job: _Job) -> Iterator[Path]:
+def _workspace(job: Job) -> Iterator[Path]:
     """A folder on the store's own disk, so that finished files move in without a copy.
 
     It is gone afterwards, except that an interrupted walk keeps its blocks: the same order finds them again.
     """
     incoming = job.store.layout.incoming
-    folder = incoming / f"make-{_order_digest(job)[7:39]}" if job.shrinks else temporary(incoming)
+    folder = incoming / f"make-{job.digest[7:39]}" if job.shrinks else temporary(incoming)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder / "lock", exclusive=True, wait_s=0.5):
             yield folder
-    except KeyboardInterrupt:
-        if not job.shrinks:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
     except Locked:
         raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if isinstance(error, Exception) or not job.shrinks:  # else Ctrl-C or SIGTERM
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _order_digest(job: _Job) -> str:
-    """Names everything that the bytes of the result depend on, the calibration text by its content."""
-    path = job.settings.get("calibration")
-    text = Path(path).read_bytes() if path and Path(path).is_file() else b""
-    base = job.base.digest if job.base else ""
-    return digest_of_json([job.recipe.as_json(), base, hashlib.sha256(text).hexdigest()])

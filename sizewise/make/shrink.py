@@ -8,21 +8,23 @@ come just as from a method's signature.
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from sizewise.core.errors import UnknownName, Unsupported, UsageError
 from sizewise.core.events import Listener
 from sizewise.core.model import Model
-from sizewise.core.params import Range
+from sizewise.core.params import Parameter, Range, schema_of
 from sizewise.load.checkpoint.folder import read_json
 from sizewise.load.checkpoint.tensors import TensorSource, elements, save_tensors
 from sizewise.load.facts import root_of
 from sizewise.load.home import home
 from sizewise.load.layers import Layout, layout_of
 from sizewise.load.store.atomic import locked, storage_errors, temporary, write_atomic
+from sizewise.make.budget import widths_within
 from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, Calibration, load_calibration
 from sizewise.make.gradients import Gradients
 from sizewise.make.method import Made, kind_of, needs_calibration, purpose_of, statistics_of, wants
@@ -42,6 +44,7 @@ class Settings:
     sequential: bool
     parts: frozenset[str]
     dequantize: bool
+    budget: float | None
 
 
 def walk_settings(
@@ -52,6 +55,7 @@ def walk_settings(
     sequential: bool = False,
     parts: str = "",
     dequantize: bool = False,
+    budget: Annotated[float | None, Range(1, 16)] = None,
 ) -> Settings:
     """Options that all methods for the weights of a network have in common.
 
@@ -62,6 +66,8 @@ def walk_settings(
         sequential: let each block see what the blocks already changed make of the text; slower, and nothing is cached.
         parts: only these matrices, by commas: q, k, v, qkv, o, gate, up, gate_up, down; else all of them.
         dequantize: allow a base that is quantized already; its rounding errors stay.
+        budget: bits per weight, scales included, that the matrices may take on average; those whose rounding does most
+            harm on the calibration text get more of them, in place of one number of bits for all.
 
     Raises:
         UnknownName: there is no such part.
@@ -70,7 +76,20 @@ def walk_settings(
     for part in chosen:
         if part not in PARTS:
             raise UnknownName("part", part, PARTS)
-    return Settings(calibration, tokens, window, sequential, frozenset(chosen or PARTS), dequantize)
+    return Settings(calibration, tokens, window, sequential, frozenset(chosen or PARTS), dequantize, budget)
+
+
+def settings_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
+    """Those options of `walk_settings` that mean something for a method."""
+    kind, quantizes = kind_of(function), purpose_of(function) == "Quantize"
+    fitting = set()
+    if kind == "weight" or (kind == "structure" and needs_calibration(function)):
+        fitting = {"calibration", "tokens", "window"}
+    if kind == "weight":
+        own = {parameter.name for parameter in schema_of(function)}
+        fitting |= {"sequential", "parts"} | ({"dequantize"} if quantizes else set())
+        fitting |= {"budget"} if quantizes and "bits" in own else set()
+    return tuple(parameter for parameter in schema_of(walk_settings) if parameter.name in fitting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +129,8 @@ def shrink(order: Order, folder: Path) -> Shrunk:
     layout = layout_of(base)
     settings, function = order.settings, order.function
     calibration = None
-    if needs_calibration(function) or (settings.sequential and kind_of(function) == "weight"):
+    asked = settings.sequential or settings.budget is not None
+    if needs_calibration(function) or (asked and kind_of(function) == "weight"):
         calibration = load_calibration(
             settings.calibration, base, tokens=settings.tokens, window=settings.window, seed=order.seed
         )
@@ -184,37 +204,49 @@ def _change_weights(
 ) -> Made:
     settings, function = order.settings, order.function
     recorded = gradients = None
-    wanted = statistics_of(function)
-    if calibration and wanted:
+    wanted = set(statistics_of(function)) - {"gradient"}
+    given = order.options | ({"seed": order.seed} if "seed" in wants(function) else {})
+    treatment = Treatment(order.method, function, given, settings.parts)
+    if calibration:
         recorded = Recorded(order.base.digest, calibration.digest, layout)
-        if "gradient" in wanted:
+        if "gradient" in statistics_of(function):
             gradients = Gradients(recorded.folder, layout)
             gradients.gather(base, calibration.windows, order.listen)
-        if not settings.sequential:
+        if settings.budget is not None:
+            recorded.gather(base, calibration.windows, {"hessian"}, order.listen)
+            per_matrix = widths_within(settings.budget, treatment, TensorSource(base), layout, recorded, order.listen)
+            treatment = replace(treatment, per_matrix=per_matrix)
+        if wanted and not settings.sequential:
             recorded.gather(base, calibration.windows, wanted, order.listen)
-    given = order.options | ({"seed": order.seed} if "seed" in wants(function) else {})
     files, tally = walk(
         base,
         out,
-        Treatment(order.method, function, given, settings.parts),
-        recorded=recorded if set(wanted) - {"gradient"} else None,
+        treatment,
+        recorded=recorded if wanted else None,
         gradients=gradients,
         windows=calibration.windows if calibration and settings.sequential else None,
         listen=order.listen,
     )
     parameters = elements(TensorSource(base)) - tally.saved_parameters
-    return Made("checkpoint", files, _quantization(order), parameters, tally.figures(), _note(note, tally))
+    figures = tally.figures() | _matrices_by_bits(treatment)
+    return Made("checkpoint", files, _quantization(order), parameters, figures, _note(note, tally))
+
+
+def _matrices_by_bits(treatment: Treatment) -> dict[str, Any]:
+    """How many matrices got how many bits, where a budget decided on that."""
+    counts = Counter(options["bits"] for options in treatment.per_matrix.values())
+    return {"matrices_by_bits": {str(bits): counts[bits] for bits in sorted(counts)}} if counts else {}
 
 
 def _quantization(order: Order) -> str:
     if purpose_of(order.function) != "Quantize":
         return order.base.quantization if order.base.kind == "checkpoint" else ""
-    bits = order.options.get("bits")
-    return f"{order.method}-{bits}" if bits else order.method
+    bits = order.settings.budget or order.options.get("bits")
+    return f"{order.method}-{bits:g}" if bits else order.method
 
 
 def _note(note: str, tally: Tally) -> str:
-    parts = [note, *tally.warnings[:3]]
+    parts = [note, tally.note, *tally.warnings[:3]]
     if len(tally.warnings) > 3:
         parts.append(f"and {len(tally.warnings) - 3} more such warnings")
     return "; ".join(part for part in parts if part)

@@ -71,7 +71,7 @@ def treat(
     """
     import torch
 
-    job = _Job(treatment, layout, block, gradients or {}, activation, Treated(_read(source, block)))
+    job = _Job(treatment, layout, block, gradients or {}, activation, Treated(read_block(source, block)))
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if "weights" in wants(treatment.function):
@@ -156,6 +156,7 @@ class _Job:
     ) -> None:
         import torch
 
+        result = result if isinstance(result, torch.Tensor) else result.stored()
         dense = result if isinstance(result, torch.Tensor) else result.dense()
         if not bool(torch.isfinite(dense).all()):
             raise BadModel(f"{linear.name}: {self.treatment.method} made numbers that are not finite")
@@ -168,8 +169,12 @@ class _Job:
         self.made.energy += float((old.square() * loud).sum(dtype=torch.float64))
 
 
-def _read(source: TensorSource, block: Block) -> "dict[str, Tensor]":
-    """All tensors of a block, numbers in float32, matrices as (out, in)."""
+def read_block(source: TensorSource, block: Block) -> "dict[str, Tensor]":
+    """All tensors of a block by their names in the files, numbers in float32, matrices as (out, in).
+
+    Raises:
+        BadModel: one holds values that are not finite numbers.
+    """
     import torch
 
     transposed = {linear.weight for linear in block.linears if linear.transposed}
