@@ -51,7 +51,7 @@ def filled_in(model: Model, amount: How, *, json: bool) -> Model:
     """Measure a model that was just made and print the account; interrupted, say how to come by it later."""
     from sizewise.pick.account import account_of
 
-    if amount == "none":
+    if amount == "none" or model.kind not in ("gguf", "checkpoint"):
         return model
     try:
         with progress() as listen:
