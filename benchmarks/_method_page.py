@@ -20,11 +20,15 @@ Measured on {machine}.
 
 Every method started from the same model in 16 bits ({base}) and was made with the settings in the first column;
 nothing was trained afterwards. Two texts were read: *mixed*, {mixed}, and *speeches*, {speeches}.
-Perplexity is per token of the model. KL is the divergence of the model from the one that it was made from, in nats per token; *same top* the share of
-positions where both think one token the likeliest; *flips* the share where one of them has the text's own token in the
-first place and the other has not. Intervals hold 95 % and are bootstrapped over blocks of tokens. Tokens/s and peak
-memory are those of the engine that serves the file (llama.cpp for GGUF, torch for the others), one request at a time.
-Time is that of the making alone; the first method that wants a statistic of the calibration text pays for gathering it.
+
+- Perplexity is per token of the model.
+- KL is the divergence of the model from the one that it was made from, in nats per token.
+- Same top is the share of positions where both think one token the likeliest; flips the share where one of them has the
+  text's own token in the first place and the other has not.
+- Intervals hold 95 % and are bootstrapped over blocks of neighbouring tokens.
+- Tokens/s and peak memory are those of the engine that serves the file (llama.cpp for GGUF, torch for the others), one
+  request at a time.
+- Time is that of the making alone; the first method that wants a statistic of the calibration text pays for gathering it.
 
 ![Same top token against bytes](images/methods.svg)
 
