@@ -28,7 +28,7 @@ nothing was trained afterwards. Two texts were read: *mixed*, {mixed}, and *spee
 - Intervals hold 95 % and are bootstrapped over blocks of neighbouring tokens.
 - Tokens/s and peak memory are those of the engine that serves the file (llama.cpp for GGUF, torch for the others), one
   request at a time.
-- Time is that of the making alone; the first method that wants a statistic of the calibration text pays for gathering it.
+- Time is that of the making alone; the first method that wants a statistic of the calibration text pays for it.
 
 ![Same top token against bytes](images/methods.svg)
 
