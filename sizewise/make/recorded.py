@@ -4,13 +4,14 @@
         inputs-00003.safetensors     sums over the inputs of block 3, which matrices share them, what enters the block
         hessian-00003.safetensors    x xT of the same inputs
         gram-00003.safetensors       x xT of the residual stream before each norm of block 3
+        head-00030.safetensors       x xT of what the head multiplies; with the Hessians, after the last block
         hidden-00003.safetensors     the hidden states that enter block 3: where a killed pass goes on
 
 Each file is whole or not there. A pass that finds files of an earlier one begins where those end.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,9 @@ from sizewise.make.statistics import Observer, Seen, add_products, mirror
 from sizewise.make.stream import Stream, compute_type
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, dtype, nn
 
-_VERSION = 1  # of what the files hold
+_VERSION = 2  # of what the files hold
 _GRAMS = frozenset({"attention_gram", "ffn_gram", "final_gram"})
 
 
@@ -58,6 +59,10 @@ class Recorded:
             if hessian:
                 seen.sums["hessian"] = products[str(place)]
         return groups
+
+    def head(self) -> "Tensor":
+        """(hidden, hidden), mean of x xT of what the head multiplies; gathered with the Hessians."""
+        return self._read("head", len(self.layout.blocks))[0]["hessian"]
 
     def network(self, name: str) -> "Tensor":
         """A statistic of `method.NETWORK_STATISTICS`.
@@ -156,6 +161,9 @@ class Recorded:
                 stream.hidden[start : start + len(hidden)] = output.to(stream.keep)
         own = {"influence": torch.tensor(total / tokens), "entering": entering}
         own |= {"leaving": stream.hidden[:, -1].float()} if index + 1 == len(stream.blocks) else {}
+        if index + 1 == len(stream.blocks) and "hessian" in kinds:
+            with torch.no_grad(), stream.normed() as normed:
+                self._write("head", index + 1, {"hessian": _gram_of(stream.hidden, normed, stream.compute)}, {})
         self._save(index, observer.groups(), own)
         if grams:
             self._write("gram", index, grams.finished(tokens), {})
@@ -232,12 +240,15 @@ class _Grams:
         return {name: total / tokens for name, total in self.sums.items()}
 
 
-def _gram_of(hidden: "Tensor") -> "Tensor":
+def _gram_of(
+    hidden: "Tensor", turn: "Callable[[Tensor], Tensor]" = lambda state: state, kind: "dtype | None" = None
+) -> "Tensor":
+    """Mean of x xT of hidden states, after `turn` where it is given (in numbers of that kind)."""
     import torch
 
     total = torch.zeros(hidden.shape[-1], hidden.shape[-1])
     for batch in torch.split(hidden, 8):
-        add_products(total, batch.reshape(-1, batch.shape[-1]).float())
+        add_products(total, turn(batch.to(kind or batch.dtype)).reshape(-1, batch.shape[-1]).float())
     mirror(total)
     return total / hidden[..., 0].numel()
 

@@ -131,6 +131,18 @@ class Stream:
         for module in loaded:
             _unload(module)
 
+    @contextmanager
+    def normed(self) -> "Iterator[Callable[[Tensor], Tensor]]":
+        """A function from the last block's output to what the head multiplies, with the last norm in memory."""
+        path = self.layout.final_norm
+        norm = self._module(path) if path else None
+        for part, parameter in list(norm.named_parameters()) if norm else []:
+            if parameter is not None:
+                _assign(norm, part, self.source.get(f"{path}.{part}").to(self.compute))
+        yield norm or (lambda state: state)
+        if norm:
+            _unload(norm)
+
     def _load_head(self) -> "list[nn.Module]":
         """The last norm, the head and what is between them."""
         layout = self.layout

@@ -27,7 +27,10 @@ NAMES = methods().names()
 WHOLE = tuple(name for name in NAMES if kind_of(methods().get(name)) in ("model", "head"))
 
 # What makes a tiny run of a method meaningful where its defaults are made for real models.
-TINY_OPTIONS: dict[str, dict[str, Any]] = {"quantize-gguf": {"type": "Q8_0"}}
+TINY_OPTIONS: dict[str, dict[str, Any]] = {
+    "quantize-gguf": {"type": "Q8_0"},
+    "gguf": {"type": "Q4_K_M", "tokens": 512, "window": 32},
+}
 
 
 @pytest.fixture(scope="module")

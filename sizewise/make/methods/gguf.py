@@ -1,0 +1,115 @@
+"""gguf: encode into llama.cpp's own grids, with errors weighed and made up for as GPTQ does (arXiv:2210.17323).
+
+llama.cpp's quantizer rounds every weight by itself; an importance matrix tells it how loud each input is. Here the
+whole Hessian of each layer's inputs counts, so that the error of one weight is made up for by others. The file is an
+ordinary GGUF.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from sizewise.core.errors import Unsupported, UsageError
+from sizewise.core.events import Listener
+from sizewise.core.model import Model
+from sizewise.core.params import Range, Search
+from sizewise.load.gguf.file import GgufInfo, read_gguf
+from sizewise.load.gguf.types import GgmlType
+from sizewise.load.gguf.write import copy_gguf
+from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, load_calibration
+from sizewise.make.gguf_descent import ROUNDS
+from sizewise.make.gguf_encoder import Encoder
+from sizewise.make.gguf_mix import assign, average_bits
+from sizewise.make.gguf_sweep import TRIES
+from sizewise.make.method import Made, model_method
+from sizewise.make.recorded import Recorded
+from sizewise.make.shrink import checkpoint_of
+
+# fmt: off
+Type = Literal[
+    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "Q3_K_L",
+    "Q3_K_M", "Q3_K_S", "Q2_K",
+]
+# fmt: on
+
+
+@model_method
+def gguf(
+    base: Model,
+    out: Path,
+    seed: int,
+    listen: Listener,
+    *,
+    type: Annotated[Type, Search("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")] = "Q4_K_M",
+    calibration: str | None = None,
+    tokens: Annotated[int, Range(1)] = DEFAULT_TOKENS,
+    window: Annotated[int, Range(2)] = DEFAULT_WINDOW,
+    damp: Annotated[float, Range(0, 1)] = 0.01,
+    tries: Annotated[int, Range(1, 100)] = TRIES,
+    rounds: Annotated[int, Range(0, 100)] = ROUNDS,
+    dequantize: bool = False,
+) -> Made:
+    """Quantize: into the types of GGUF, each error made up for by other weights (GPTQ and coordinate descent).
+
+    Args:
+        base: a checkpoint, or a GGUF of one file.
+        out: folder for the new file.
+        seed: of the order of the calibration documents.
+        listen: hears the blocks calibrated and the bytes written.
+        type: name of the mix, from most to fewest bits per weight, as llama.cpp defines it.
+        calibration: text that shows what inputs occur, a .txt or .jsonl file; else the text that comes with sizewise.
+        tokens: how many tokens of it to use.
+        window: how many tokens the model sees at a time.
+        damp: share of each Hessian's mean diagonal that is added to its diagonal.
+        tries: scales that are tried for each group of weights.
+        rounds: of coordinate descent after the sweep; 0 = none.
+        dequantize: allow a base that is quantized already; its rounding errors stay.
+
+    Returns:
+        One file, "model.gguf".
+
+    Raises:
+        Unsupported: the family has no GGUF architecture, or the base is neither a checkpoint nor a GGUF of one file.
+        UsageError: the base is quantized already and `dequantize` was not asked for, or there is too little text.
+    """
+    if base.kind == "gguf" and base.quantization not in ("F32", "F16", "BF16") and not dequantize:
+        raise UsageError(
+            f"{base.name} is already {base.quantization}: start from a model in 16 bits, or pass --dequantize "
+            "to unpack it first and keep its rounding errors"
+        )
+    folder, note = checkpoint_of(base, out, listen)
+    text = load_calibration(calibration, folder, tokens=tokens, window=window, seed=seed)
+    info = _whole(base, folder, out)
+    encoder = Encoder(folder, info, tries=tries, rounds=rounds, damp=damp)
+    recorded = Recorded(base.digest, text.digest, encoder.layout)
+    recorded.gather(folder, text.windows, ["hessian"], listen)
+    encoder.use(recorded)
+    types = assign(info, type)
+    target = out / "model.gguf"
+    copy_gguf(info, target, types, encoder.encode, file_type=type, listen=listen)
+    if info.path.parent == out:
+        info.path.unlink()
+    figures = {
+        "weight_bits": round(average_bits(info, types), 4),
+        "calibration": text.name,
+        "calibration_digest": text.digest,
+        "calibration_tokens": text.windows.numel(),
+    }
+    return Made("gguf", {"model.gguf": target}, type, info.parameters, figures, note, architecture=info.architecture)
+
+
+def _whole(base: Model, folder: Path, out: Path) -> GgufInfo:
+    """The base as a GGUF, whose metadata the result takes over."""
+    from sizewise.load.checkpoint.export_gguf import export_gguf
+
+    if base.kind == "gguf":
+        info = read_gguf(next(iter(base.files.values())))
+        if info.metadata.get("split.count", 0) > 1:
+            raise Unsupported(f"{base.name} is one part of a split GGUF; join the parts first")
+        return info
+    whole = out / "whole.gguf"
+    export_gguf(folder, whole, name=base.name)
+    return read_gguf(whole)
+
+
+def _bytes(info: GgufInfo, types: dict[str, GgmlType]) -> int:
+    return sum(types[tensor.name].row_bytes(tensor.shape[0]) * tensor.rows for tensor in info.tensors)
