@@ -243,6 +243,8 @@ def _keep(job: Job, made: Made, folder: Path, name: str, seconds: float, calibra
     after = sum(path.stat().st_size for path in made.files.values())
     base = job.base
     whole = job.whole
+    # the context that a converted model has is in its own files
+    converted = base is not None and {base.kind, made.kind} == {"gguf", "checkpoint"}
     return save_model(
         name,
         made.kind,
@@ -250,8 +252,8 @@ def _keep(job: Job, made: Made, folder: Path, name: str, seconds: float, calibra
         architecture=made.architecture or (base.architecture if base and whole else ""),
         parameters=made.parameters,
         quantization=made.quantization,
-        context_length=base.context_length if base else None,
-        embedding_length=base.embedding_length if base else None,
+        context_length=base.context_length if base and not converted else None,
+        embedding_length=base.embedding_length if base and not converted else None,
         template=base.template if base and whole else None,
         system=base.system if base and whole else "",
         license=base.license if base else "",

@@ -168,7 +168,7 @@ def _linked(base: Model, folder: Path) -> Path:
 
 
 def _imported(base: Model, listen: Listener) -> tuple[Path, str]:
-    from sizewise.load.checkpoint.import_gguf import import_gguf
+    from sizewise.load.doors import checked_import
 
     place = home() / "cache" / "checkpoints" / base.digest.removeprefix("sha256:")[:32]
     said = place / "import.json"
@@ -176,7 +176,7 @@ def _imported(base: Model, listen: Listener) -> tuple[Path, str]:
         if not said.exists():
             temp = temporary(place.parent)
             try:
-                imported = import_gguf(next(iter(base.files.values())), temp, listen=listen)
+                imported, _ = checked_import(base, temp, listen=listen)
                 write_atomic(temp / said.name, [json.dumps({"note": imported.note}).encode()])
                 with storage_errors(place):
                     temp.rename(place)

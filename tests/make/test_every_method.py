@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import write_family
 from tiny_checkpoint import write_encoder
 from tiny_gguf import write_tiny_llama
 
@@ -37,7 +38,8 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("bases")
     llama = write_tiny_llama(folder / "llama.gguf", width=256, hidden=256, layers=1)
-    return {"model": str(llama), "head": str(write_encoder(folder / "encoder"))}
+    whole = write_family("llama", folder / "checkpoint")
+    return {"model": str(llama), "head": str(write_encoder(folder / "encoder")), "export-gguf": str(whole)}
 
 
 def moods() -> Task:
@@ -73,7 +75,8 @@ def order(name: str, bases: dict[str, str]) -> tuple[str | None, Task | None]:
     """The base and the task that a method asks for."""
     function = methods().get(name)
     wanted = wants(function)
-    base = bases[kind_of(function)] if {"base", "embeddings"} & set(wanted) else None
+    usual = bases[kind_of(function)] if {"base", "embeddings"} & set(wanted) else None
+    base = bases.get(name, usual)
     return base, moods() if kind_of(function) == "head" else None
 
 
