@@ -180,6 +180,7 @@ def test_the_command_takes_the_file_with_or_without_its_word(family: Family, tmp
     path = written(tmp_path, CHAIN)
     for words, name in (([], "one"), (["recipe"], "two")):
         command = [sys.executable, "-m", "sizewise", "make", *words, str(path), str(family("llama")), "--name", name]
+        command += ["--account", "none"]
         subprocess.run(command, check=True, timeout=120, capture_output=True)
     one, two = find_model("one"), find_model("two")
     assert one.digest == two.digest
