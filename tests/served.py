@@ -117,12 +117,12 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def launch(home: Path, *arguments: str, **variables: str) -> Served:
-    """Start a server on a free port with the store in `home`, and wait until it answers."""
+def launch(home: Path, *arguments: str, within: Iterable[str] = (), **variables: str) -> Served:
+    """Start a server on a free port with the store in `home` and wait until it answers; `within`: a command around."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environment |= {"SIZEWISE_HOME": str(home), "HF_HOME": str(home / "hf"), **variables}
     log = home / f"serve-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "sizewise", "serve", "--port", "0", "--threads", "1", *arguments]
+    command = [*within, sys.executable, "-m", "sizewise", "serve", "--port", "0", "--threads", "1", *arguments]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             command,

@@ -1,7 +1,4 @@
-"""Clients that go, texts of all scripts, huge prompts and engines that die, over Ollama's endpoints.
-
-`SIZEWISE_DISCONNECTS=100` and `SIZEWISE_TEXTS=1000` are the numbers of a release; the defaults keep the run short.
-"""
+"""Texts of all scripts, huge prompts and engines that die, over Ollama's endpoints."""
 
 import json
 import os
@@ -9,108 +6,46 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import ollama
 import pytest
-from served import Served, StartServer, launch
+from served import CHAT, Served, StartServer
 from starlette.testclient import TestClient
+from tiny_gguf import write_tiny_llama
 
-DISCONNECTS = int(os.environ.get("SIZEWISE_DISCONNECTS", "10"))
-TEXTS = int(os.environ.get("SIZEWISE_TEXTS", "40"))
+from sizewise.core.recipe import Lineage
+from sizewise.load.models import save_model
+from sizewise.load.store.store import Store
+from sizewise.serve.access_log import Log
+from sizewise.serve.app import create_app
+from sizewise.serve.settings import Settings
+
+TEXTS, TOGETHER = 1000, 20
 GREEDY = {"temperature": 0, "num_predict": 8}
-COUNT: dict[str, Any] = {"model": "smollm2", "raw": True, "prompt": "1, 2, 3, 4, 5, 6,"}
-LONG = COUNT | {"options": {"num_predict": 2000, "temperature": 0}}  # counting has no end
-FREE_S = 5.0  # the promise is one second, on a machine that does nothing else
-BATCH_S = 20.0  # what is left of a batch of the prompt is computed; the whole prompt takes several times as long
 
 
 @pytest.fixture(scope="module")
-def narrow(smollm2_home: Path) -> Iterator[Served]:
-    """A server that answers one request at a time."""
-    served = launch(smollm2_home, OLLAMA_NUM_PARALLEL="1")
-    yield served
-    served.stop()
-
-
-def queue(served: Served) -> dict[str, int]:
-    with served.client(10) as client:
-        counts: dict[str, int] = client.get("/health").json()["queue"]
-        return counts
-
-
-def until(true: Callable[[], bool], seconds: float) -> float:
-    """How long it took until something was true."""
-    begun = time.monotonic()
-    while not true():
-        assert time.monotonic() - begun < seconds, "it never was"
-        time.sleep(0.02)
-    return time.monotonic() - begun
-
-
-def engine_rests(served: Served) -> bool:
-    """Whether the engine computes nothing: its processor time stands still."""
-    engines = [one for one in served.children() if "_llamacpp_child" in " ".join(one.cmdline())]
-    assert engines
-    before = sum(sum(one.cpu_times()[:2]) for one in engines)
-    time.sleep(0.5)
-    return sum(sum(one.cpu_times()[:2]) for one in engines) - before < 0.15
+def wide_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The application in this process, with a tiny model that can say more than the usual ones."""
+    home = tmp_path_factory.mktemp("wide")
+    file = write_tiny_llama(home / "wide.gguf", context=8192, layers=1)
+    store = Store(home / "models")
+    save_model("tiny", "gguf", {"model.gguf": file}, template=CHAT, lineage=Lineage(recipe=None), store=store)
+    with open(os.devnull, "w") as nowhere:
+        app = create_app(Settings(threads=1, parallel=1), store, log=Log(nowhere))
+        with TestClient(app, base_url="http://localhost") as client:
+            yield client
+            assert client.portal
+            client.portal.call(app.state.manager.close, 0.0)
 
 
 def right(served: Served) -> str:
     answer = ollama.Client(served.url).generate("smollm2", "Say hello.", options=GREEDY)
     assert answer.response
     return answer.response
-
-
-def leave_in_the_middle(served: Served) -> None:
-    with served.client() as client, client.stream("POST", "/api/generate", json=LONG) as answer:
-        lines = answer.iter_lines()
-        assert json.loads(next(lines))["response"]
-        next(lines)
-
-
-def leave_during_the_prompt(served: Served) -> None:
-    draw = random.Random(time.monotonic_ns())  # a prompt that the engine has not seen, so that it takes its time
-    words = " ".join(draw.choices(["tree", "house", "sea", "wind", "stone", "light"], k=6000))
-    with served.client(0.5) as client, pytest.raises(httpx.ReadTimeout):
-        client.post("/api/generate", json=LONG | {"prompt": words, "stream": draw.random() < 0.5})
-
-
-def leave_the_queue(served: Served) -> None:
-    """One request is answered, the other waits; the one that waits goes first."""
-    with served.client() as client, client.stream("POST", "/api/generate", json=LONG) as answer:
-        lines = answer.iter_lines()  # a reader that nobody holds would close the connection
-        assert json.loads(next(lines))["response"]
-        with served.client(0.5) as other, pytest.raises(httpx.ReadTimeout):
-            other.post("/api/chat", json={"model": "smollm2", "messages": [{"role": "user", "content": "x"}]})
-        until(lambda: queue(served)["waiting"] == 0, FREE_S)
-        assert queue(served)["running"] == 1
-        assert json.loads(next(lines))["response"]  # the other client's answer goes on
-
-
-@pytest.mark.model
-@pytest.mark.slow
-@pytest.mark.timeout(120 + 30 * DISCONNECTS)
-@pytest.mark.parametrize(
-    ("leave", "share"), [(leave_in_the_middle, 0.5), (leave_during_the_prompt, 0.25), (leave_the_queue, 0.25)]
-)
-def test_a_client_that_goes_leaves_nothing_behind(
-    narrow: Served, leave: Callable[[Served], None], share: float
-) -> None:
-    expected = right(narrow)
-    for _ in range(max(1, round(DISCONNECTS * share))):
-        leave(narrow)
-        until(lambda: queue(narrow)["running"] == 0, FREE_S)
-        until(lambda: engine_rests(narrow), BATCH_S if leave is leave_during_the_prompt else FREE_S)
-    assert right(narrow) == expected
-    assert queue(narrow)["waiting"] == 0
-    statuses = [json.loads(line).get("status") for line in narrow.lines() if line.startswith("{")]
-    assert 500 not in statuses
-    assert 499 in statuses
 
 
 @pytest.mark.model
@@ -160,20 +95,40 @@ def texts(seed: int, count: int) -> list[str]:
     return made
 
 
-def test_text_of_all_scripts_streams_as_it_is(app_client: TestClient) -> None:
-    """The model has one token for each byte, and a schema makes it say each text: no character may come in halves."""
-    for text in texts(0, TEXTS):
-        body: dict[str, Any] = {"model": "tiny", "prompt": "x", "format": {"type": "string", "enum": [text]}}
-        whole = app_client.post("/api/generate", json=body | {"stream": False}).json()
-        streamed = app_client.post("/api/generate", json=body)
-        assert "error" not in whole, whole
-        lines = [json.loads(line) for line in streamed.content.split(b"\n") if line]
-        said = "".join(line["response"] for line in lines)
-        assert "\ufffd" not in said
-        assert said == whole["response"]
-        assert json.loads(said) == text
-        assert len(streamed.text.splitlines()) == len(lines)  # also for clients that split at U+2028
-        assert lines[-1]["eval_count"] >= len(text.encode())
+def pieces_of(client: TestClient, fields: dict[str, Any], openai: bool) -> list[str]:
+    """The text of each chunk of a streamed answer, of which every line must be JSON."""
+    if not openai:
+        body = {"model": "tiny", "prompt": "x", "format": fields, "options": {"num_predict": 4000}}
+        answer = client.post("/api/generate", json=body)
+        lines = [json.loads(line) for line in answer.content.split(b"\n") if line]
+        assert len(answer.text.splitlines()) == len(lines)  # also for clients that split at U+2028
+        return [line["response"] for line in lines]
+    turns = [{"role": "user", "content": "x"}]
+    form = {"type": "json_schema", "json_schema": {"name": "texts", "schema": fields}}
+    body = {"model": "tiny", "messages": turns, "stream": True, "response_format": form}
+    answer = client.post("/v1/chat/completions", json=body)
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert events.pop() == "[DONE]"
+    return [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events]
+
+
+@pytest.mark.slow
+def test_a_thousand_texts_of_all_scripts_stream_as_they_are(wide_client: TestClient) -> None:
+    """R13. The model has a token for each byte, and a schema makes it say the texts: no character comes in halves."""
+    wanted = texts(0, TEXTS)
+    for start in range(0, TEXTS, TOGETHER):
+        group = {f"t{place}": text for place, text in enumerate(wanted[start : start + TOGETHER])}
+        properties = {name: {"type": "string", "enum": [text]} for name, text in group.items()}
+        fields = {"type": "object", "properties": properties, "required": list(group), "additionalProperties": False}
+        pieces = pieces_of(wide_client, fields, openai=start % (2 * TOGETHER) == 0)
+        assert len(pieces) > 1
+        assert "\ufffd" not in "".join(pieces)
+        assert not any(0xD800 <= ord(char) < 0xE000 for piece in pieces for char in piece)
+        assert json.loads("".join(pieces)) == group
+        if start % (10 * TOGETHER) == 0:
+            body = {"model": "tiny", "prompt": "x", "format": fields, "options": {"num_predict": 4000}, "stream": False}
+            whole = wide_client.post("/api/generate", json=body).json()
+            assert json.loads(whole["response"]) == group
 
 
 def test_many_at_once_get_their_own_answers(app_client: TestClient) -> None:

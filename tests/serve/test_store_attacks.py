@@ -3,10 +3,12 @@
 import hashlib
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import pytest
 from bad_files import bad_ggufs, mutations
 from loopback_servers import RegistryServer, Server, running, sha256
@@ -83,6 +85,25 @@ def test_s2_digests_that_are_paths_or_occur_twice(store_served: Served, registry
             answer = http.post("/api/pull", json={"model": f"{registry.host}/library/bad{number}", "stream": False})
         assert answer.status_code in (400, 422, 502), answer.text
         assert not any(manifest.name.model == f"bad{number}" for manifest in store_served.store.list())
+
+
+def test_row_29_a_manifest_of_a_million_layers(store_served: Served, registry: RegistryServer) -> None:
+    """Of a hundred megabytes one is read; of a megabyte with as many layers as it holds, none is fetched twice."""
+    layer = b'{"mediaType":"application/vnd.ollama.image.system","digest":"sha256:%064d","size":1}'
+    head = registry.manifests["library/tiny/latest"].split(b'"layers"')[0] + b'"layers": ['
+    registry.manifests["library/million/latest"] = head + b",".join([layer % 7] * 10**6) + b"]}"
+    registry.manifests["library/many/latest"] = head + b",".join(layer % number for number in range(8000)) + b"]}"
+    server = psutil.Process(store_served.pid)
+    with store_served.client() as http:
+        http.post("/api/show", json={"model": "base"})
+        before = server.memory_info().rss
+        for name in ("million", "many"):
+            begun = time.monotonic()
+            answer = http.post("/api/pull", json={"model": f"{registry.host}/library/{name}", "stream": False})
+            assert answer.status_code in (422, 502), answer.text
+            assert time.monotonic() - begun < 20  # a second on an idle machine
+        assert server.memory_info().rss - before < 64 * 2**20
+    assert not any(manifest.name.model in ("million", "many") for manifest in store_served.store.list())
 
 
 def canary_tree(folder: Path) -> str:
