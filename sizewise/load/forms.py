@@ -134,8 +134,8 @@ class Codebook:
 class Int8:
     """LLM.int8(): rows of 8-bit integers with one scale each; the columns that outliers pass through stay 16-bit.
 
-    weight[:, kept] = columns, elsewhere codes * scale. Inputs above `threshold` that arrive in other columns are as
-    badly rounded as any; at run time inputs are rounded to 8 bits too, token by token.
+    weight[:, kept] = columns, elsewhere codes * scale. Columns are chosen once, by the inputs of calibration text that
+    reached `threshold`.
     """
 
     codes: "Tensor"  # (out, in) int8, -127 ... 127; 0 in the kept columns

@@ -16,8 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sizewise.core.errors import BadModel, Unsupported
+from sizewise.core.errors import BadModel, Unsupported, UsageError
 from sizewise.core.events import Listener, Progress, silent
+from sizewise.load.checkpoint.folder import inspect_checkpoint
+from sizewise.load.checkpoint.packed_source import DenseSource
 from sizewise.load.checkpoint.tensors import TensorSource
 from sizewise.load.child import Child
 from sizewise.load.gguf.names import Names, Place
@@ -62,7 +64,13 @@ class _Tensor:
 
 
 def export_gguf(
-    folder: Path, target: Path, *, precision: Precision = "auto", name: str = "", listen: Listener = silent
+    folder: Path,
+    target: Path,
+    *,
+    precision: Precision = "auto",
+    name: str = "",
+    dequantize: bool = False,
+    listen: Listener = silent,
 ) -> Exported:
     """Write a checkpoint as a GGUF file that llama.cpp runs.
 
@@ -71,14 +79,19 @@ def export_gguf(
         target: the file to write.
         precision: of the matrices; "auto" is the checkpoint's own. Norms and biases are always in 32 bits.
         name: what the file says that the model is called; "" = the folder's name.
+        dequantize: write matrices in small forms as what they stand for, larger than they are; else they are refused.
         listen: hears the bytes written.
 
     Raises:
         BadModel: the checkpoint is damaged, or holds values that are not finite.
         DiskFull: there is no room; nothing is left behind.
         Unsupported: llama.cpp has no such architecture, setting or tokenizer; the message names it.
+        UsageError: the checkpoint has matrices in small forms, and `dequantize` was not asked for.
     """
-    config, layout, source = read_config(folder), layout_of(folder), TensorSource(folder)
+    config, layout, source = read_config(folder), layout_of(folder), DenseSource(folder)
+    if source.matrices and not dequantize:
+        form = inspect_checkpoint(folder).dtype
+        raise UsageError(f"{name or folder.name} is packed as {form}: export the model that it was made from instead")
     names = Names(config, layout.prefix, flattened=True)
     quantization = _precision(precision, source, layout)
     metadata, notes = metadata_of(config, layout)
@@ -117,8 +130,6 @@ def _name(name: str, vocabulary: Vocabulary) -> str:
 
 
 def _template(folder: Path) -> str | None:
-    from sizewise.load.checkpoint.folder import inspect_checkpoint
-
     return inspect_checkpoint(folder).template
 
 

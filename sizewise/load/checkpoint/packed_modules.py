@@ -13,6 +13,8 @@ from sizewise.load.checkpoint.packed import Spec, zeros_of
 from sizewise.load.checkpoint.packed_bits import unpack
 
 _PIECE = 1 << 22  # weights unpacked at once
+_FEW = 8  # rows that torch's product of bfloat16 and bytes multiplies faster than bytes are unpacked
+_KERNEL_WIDTH = 32  # its columns must be a multiple of this: it returns wrong numbers for the rest
 
 
 class Small(nn.Module):
@@ -107,7 +109,11 @@ class Table(_Unpacked):
 
 
 class Eight(Small):
-    """LLM.int8(): 8-bit rows, and the columns of outlier features in full."""
+    """LLM.int8(): 8-bit rows, and the columns of outlier features in full.
+
+    Inputs of the 8-bit part are rounded to bfloat16, and so is what comes out of it, however many tokens there are: the
+    paper's 8 bits for each token are coarser, and without instructions for products of bytes no faster on a CPU.
+    """
 
     codes: Tensor
     scale: Tensor
@@ -123,8 +129,12 @@ class Eight(Small):
 
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
-        weight = self.codes.float() * self.scale.float()[:, None]
-        y = nn.functional.linear(x, weight.to(x.dtype))
+        short = x.to(torch.bfloat16)
+        if len(x) <= _FEW and x.device.type == "cpu" and x.shape[1] % _KERNEL_WIDTH == 0:
+            y = torch._weight_int8pack_mm(short, self.codes, self.scale)
+        else:
+            y = nn.functional.linear(short.float(), self.codes.float().mul_(self.scale.float()[:, None])).bfloat16()
+        y = y.to(x.dtype)
         return y if not len(self.kept) else y + nn.functional.linear(x[:, self.kept], self.outer)
 
 

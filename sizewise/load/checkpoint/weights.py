@@ -16,7 +16,7 @@ import torch
 from sizewise.core.errors import BadModel, DoesNotFit, MissingExtra, Unsafe, UsageError
 from sizewise.core.units import format_bytes
 from sizewise.load.checkpoint.encoder import pooling_of
-from sizewise.load.checkpoint.folder import inspect_checkpoint, own_links
+from sizewise.load.checkpoint.folder import inspect_checkpoint, own_links, read_json
 from sizewise.load.checkpoint.packed_model import load_packed
 from sizewise.load.layers import FAMILIES
 
@@ -66,7 +66,7 @@ def load(
     """
     place = _device(device)
     precision = _precision(dtype, place, parameters, kind)
-    _check_memory(what, parameters, precision, place)
+    _check_memory(what, _bytes_loaded(files, parameters, precision), precision, place)
     with tempfile.TemporaryDirectory(prefix="sizewise-") as scratch:
         folder = Path(scratch)
         for name, path in files.items():
@@ -142,8 +142,6 @@ def _forget_sampling(model: Any, tokenizer: Any) -> None:
 
 def _limit(folder: Path, config: Any, tokenizer: Any, context: int | None, *, encoder: bool) -> int:
     """Tokens that fit into the model."""
-    from sizewise.load.checkpoint.folder import read_json
-
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if positions and text.model_type in ("roberta", "xlm-roberta", "camembert"):
@@ -178,8 +176,14 @@ def _precision(dtype: str, device: str, parameters: int | None, kind: str) -> to
     return torch.bfloat16 if fast and (parameters or 0) >= _SMALL else torch.float32
 
 
-def _check_memory(what: str, parameters: int | None, dtype: torch.dtype, device: str) -> None:
-    need = (parameters or 0) * dtype.itemsize
+def _bytes_loaded(files: Mapping[str, str], parameters: int | None, dtype: torch.dtype) -> int:
+    """What weights take in memory, at least: those in small forms what their files take."""
+    if "config.json" in files and "quantization_config" in read_json(Path(files["config.json"])):
+        return sum(os.path.getsize(path) for path in files.values())
+    return (parameters or 0) * dtype.itemsize
+
+
+def _check_memory(what: str, need: int, dtype: torch.dtype, device: str) -> None:
     have = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if need > have:
         raise DoesNotFit(

@@ -1,4 +1,4 @@
-"""LLM.int8(): eight bits for weights and inputs, sixteen where outliers pass (Dettmers et al. 2022, arXiv:2208.07339).
+"""LLM.int8(): eight bits for weights, sixteen where outliers pass (Dettmers et al. 2022, arXiv:2208.07339).
 
 A few input features of a large model carry values far beyond all others. Rounded with the rest they would set the scale
 for everything, so the columns that they meet are kept; all others are rounded with one scale for each output row.
@@ -22,7 +22,7 @@ def int8(
     *,
     threshold: Annotated[float, Range(0), Search(6.0)] = 6.0,
 ) -> "Tensor | Int8":
-    """Quantize: 8-bit weights that meet 8-bit inputs, columns of outlier features kept at 16 bits.
+    """Quantize: 8-bit weights with a scale for each row, columns of outlier features kept at 16 bits.
 
     Args:
         weight: (out, in).
