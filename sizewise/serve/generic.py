@@ -9,7 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,25 +73,24 @@ class GenericSession:
                 answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at, and forgotten
 
     async def render(self, job: Job) -> str:
-        """The text that the model would be given; see the protocol."""
-        from sizewise.load.templates import unguarded
-
+        """The text that the model would be given, guarded; see the protocol."""
         prompt = getattr(self._runner, "prompt", None)
         if prompt is None:
             raise Unsupported(f"{self.model.name}: a {self.model.kind} model has no prompt to show")
-        return unguarded(str(await self._in_thread(partial(prompt, self._request(job)))))
+        return str(await self._in_thread(partial(prompt, self._request(job))))
 
     async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
-        """Not possible: a runner tells how many tokens a text has, not which."""
-        raise Unsupported(f"{self.model.name}: a {self.model.kind} model does not show its tokens")
+        """Token ids; see the protocol. Linear models and endpoints show none."""
+        encode = self._tokenizer("encode")
+        return list(await self._in_thread(partial(encode, text, special=special, bos=bos)))
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        """Not possible; see `tokenize`."""
-        raise Unsupported(f"{self.model.name}: a {self.model.kind} model does not show its tokens")
+        """The text of token ids; see `tokenize`."""
+        return str(await self._in_thread(partial(self._tokenizer("decode"), tokens)))
 
     async def prompt_logprobs(self, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-        """Not possible; see `tokenize`."""
-        raise Unsupported(f"{self.model.name}: a {self.model.kind} model does not show its tokens")
+        """Not possible: a runner scores texts, not tokens."""
+        raise Unsupported(f"{self.model.name}: a {self.model.kind} model has no log-probabilities of tokens")
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
         """Log-probability of each continuation; see the protocol."""
@@ -139,6 +138,12 @@ class GenericSession:
         await asyncio.to_thread(self._runner.close)
         self._threads.shutdown(wait=False)
 
+    def _tokenizer(self, name: str) -> Callable[..., Any]:
+        found: Callable[..., Any] | None = getattr(self._runner, name, None)
+        if found is None:
+            raise Unsupported(f"{self.model.name}: a {self.model.kind} model does not show its tokens")
+        return found
+
     def _check(self, job: Job) -> None:
         """Refuse what a runner has no way to do."""
         if "completion" not in self.capabilities:
@@ -177,7 +182,7 @@ class GenericSession:
         if prompt is None:
             return request
         text = str(await self._in_thread(partial(prompt, request)))
-        count = (await self._in_thread(partial(self._runner.count_tokens, [text])))[0] + 1
+        count = len(await self.tokenize(text, special=True, bos=True))
         if count >= self.context:
             raise TooLong(self.model.name, count, self.context)
         return GenerateRequest(prompt=text, sampling=request.sampling)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sizewise.core.errors import TooLong, Unsupported, UsageError
 from sizewise.core.requests import Message, Score, ScoreRequest
 from sizewise.load.llama.server import LlamaServer
-from sizewise.load.templates import unguarded
 from sizewise.serve import constraints
 from sizewise.serve.calling import call_or_answer
 from sizewise.serve.capabilities import capabilities_of
@@ -59,10 +58,10 @@ class NativeSession:
             raise await self._engine.failure(error) from error
 
     async def render(self, job: Job) -> str:
-        """The text that the model would be given; see the protocol."""
+        """The text that the model would be given, guarded; see the protocol."""
         if self._through_engine(job):
             return await Conversation(self._engine, job, self.context).render(self._whole(job.turns, job))
-        return unguarded(await self._render(in_words(self._whole(job.turns, job)), job))
+        return await self._render(in_words(self._whole(job.turns, job)), job)
 
     async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
         """Token ids; see the protocol."""

@@ -33,7 +33,10 @@ class Session(Protocol):
         ...
 
     async def render(self, job: Job) -> str:
-        """The text that the model would be given for `job.turns`."""
+        """The text that the model would be given for `job.turns`.
+
+        Where they spell control tokens it is guarded (see `load.templates`): `tokenize` and `score` read that as text.
+        """
         ...
 
     async def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:

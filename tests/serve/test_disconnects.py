@@ -13,7 +13,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,18 @@ class Watched:
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         config = uvicorn.Config(self.app, loop="uvloop", http=LimitedHttp, lifespan="off", log_config=None)
         self.server = uvicorn.Server(config)
-        self.loop = config.get_loop_factory()()
-        self.thread = threading.Thread(target=self._run)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = threading.Thread(target=self._run, args=(config.get_loop_factory(),))
         self.thread.start()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_until_complete(self.server.serve([self.listener]))
-        self.loop.run_until_complete(self.app.state.manager.close(0.0))
+    def _run(self, loops: Callable[[], asyncio.AbstractEventLoop] | None) -> None:
+        async def live() -> None:
+            self.loop = asyncio.get_running_loop()
+            await self.server.serve([self.listener])
+            await self.app.state.manager.close(0.0)
+
+        with asyncio.Runner(loop_factory=loops) as runner:
+            runner.run(live())
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=120, trust_env=False)
@@ -75,6 +79,7 @@ class Watched:
         """The engine's only slot."""
         (loaded,) = self.app.state.manager.loaded()
         assert isinstance(loaded.session, NativeSession)
+        assert self.loop
         asked = loaded.session._engine.upstream.ask("/slots")
         found: list[dict[str, Any]] = asyncio.run_coroutine_threadsafe(asked, self.loop).result(60)
         return found[0]

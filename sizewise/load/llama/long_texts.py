@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from sizewise.load.llama.model import NativeModel
 
 _SENTENCE_PIECE, _BYTE_PAIRS = 1, 2  # kinds of vocabularies
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE, _STRIPS = 1, 1 << 3, 1 << 4, 1 << 5, 1 << 7 | 1 << 8  # attributes of tokens
-_CUT_OUT = _UNKNOWN | _CONTROL | _USER_DEFINED
+UNKNOWN, CONTROL, _USER_DEFINED, _BYTE, _STRIPS = 1, 1 << 3, 1 << 4, 1 << 5, 1 << 7 | 1 << 8  # attributes of tokens
+_CUT_OUT = UNKNOWN | CONTROL | _USER_DEFINED
 _BLANKS = b" \t\n\v\f\r"
 PART = 4096  # characters: what is shorter is not worth a cut
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sizewise.core.errors import BadModel, EngineFailed, UsageError
 from sizewise.load.llama.c import WANTED, Batch, library
-from sizewise.load.llama.long_texts import PART, LongTexts
+from sizewise.load.llama.long_texts import CONTROL, PART, UNKNOWN, LongTexts
 
 
 class NativeModel:
@@ -100,10 +100,10 @@ class NativeModel:
         return [getattr(self.lib, f"llama_vocab_fim_{part}")(self.vocab) for part in ("pre", "suf", "mid")]
 
     def control_texts(self) -> list[str]:
-        """The texts of all control tokens, such as `<|im_end|>`."""
+        """The texts of all tokens that only templates may write, such as `<|im_end|>` and `<unk>`."""
         found = []
         for token in range(self.n_vocab):
-            if self.lib.llama_vocab_is_control(self.vocab, token):
+            if self.lib.llama_vocab_get_attr(self.vocab, token) & (UNKNOWN | CONTROL):
                 text: bytes = self.lib.llama_vocab_get_text(self.vocab, token)
                 found.append(text.decode("utf-8", "replace"))
         return [text for text in found if text]

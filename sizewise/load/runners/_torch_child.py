@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from sizewise.core.errors import EngineFailed
+from sizewise.core.errors import EngineFailed, UsageError
 from sizewise.load.checkpoint import encoder
 from sizewise.load.checkpoint.causal import Causal
 from sizewise.load.checkpoint.weights import Loaded, load
 from sizewise.load.child import Host
+from sizewise.load.templates import split_guarded
 
 
 class Server:
@@ -30,6 +31,8 @@ class Server:
             "score": self.score,
             "score_texts": self.score_texts,
             "count_tokens": self.count_tokens,
+            "encode": self.encode,
+            "decode": self.decode,
         }
 
     def load(self, threads: int | None, **arguments: Any) -> dict[str, Any]:
@@ -81,6 +84,22 @@ class Server:
         """Answers the number of tokens of each text."""
         rows = self._need_loaded().tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return [len(row) for row in rows]
+
+    def encode(self, text: str, bos: bool) -> list[int]:
+        """Answers token ids; control tokens count as such, except where the text is guarded."""
+        if bos and self.causal:
+            return self.causal.encode(text)
+        tokenizer = self._need_loaded().tokenizer
+        rows = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in split_guarded(text)]
+        return [token for row in rows for token in row]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Answers the text of token ids."""
+        tokenizer = self._need_loaded().tokenizer
+        wrong = next((token for token in tokens if not 0 <= token < len(tokenizer)), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} is no token: the vocabulary has {len(tokenizer)}, from 0")
+        return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def _step(self, done: int, total: int) -> None:
         self.host.check()

@@ -149,6 +149,15 @@ class LlamaCpp:
         counts: list[int] = self._alive().call("count", texts=list(texts))[0]
         return counts
 
+    def encode(self, text: str, *, special: bool, bos: bool) -> list[int]:
+        """Token ids. `special`: texts of control tokens count as such; `bos`: begin as the model's prompts begin."""
+        rows: list[list[int]] = self._alive().call("encode", texts=[text], special=special, bos=bos)[0]
+        return rows[0]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; raises UsageError for ids outside the vocabulary."""
+        return self._alive().call("decode", tokens=list(tokens))[1].decode("utf-8", "replace")
+
     def prompt(self, request: GenerateRequest) -> str:
         """The whole text that the model continues; what control tokens users wrote are marked as plain text."""
         if request.prompt is not None:

@@ -19,7 +19,7 @@ from sizewise.core.model import Model
 from sizewise.core.requests import Chunk, GenerateRequest, OnChunk, Reply, Score, ScoreRequest, TextScore
 from sizewise.load.child import Child
 from sizewise.load.runner import Ability, Options
-from sizewise.load.templates import ChatForm
+from sizewise.load.templates import ChatForm, guard
 
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -103,6 +103,17 @@ class Torch:
         """Number of tokens of each text, without BOS."""
         counts: list[int] = self._child.call("count_tokens", texts=list(texts))[0]
         return counts
+
+    def encode(self, text: str, *, special: bool, bos: bool) -> list[int]:
+        """Token ids. `special`: texts of control tokens count as such; `bos`: begin as the model's prompts begin."""
+        marked = text if special else guard(text, self._chat.control)
+        ids: list[int] = self._child.call("encode", text=marked, bos=bos)[0]
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; raises UsageError for ids outside the vocabulary."""
+        text: str = self._child.call("decode", tokens=list(tokens))[0]
+        return text
 
     def pids(self) -> list[int]:
         """The child."""
