@@ -126,8 +126,13 @@ def _command(name: str, function: Callable[..., Any]) -> Callable[..., None]:
         _tell(_make(name, base, new_name, task, seed, given), account, json)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    fixed = [("model", Base, None), ("name", Name, ...), ("task", TaskFile, None), ("seed", Seed, 0)]
-    fixed.append(("account", Account, "quick"))
+    fixed: list[tuple[str, Any, Any]] = [
+        ("model", Base, None),
+        ("name", Name, ...),
+        ("task", TaskFile, None),
+        ("seed", Seed, 0),
+    ]
+    fixed += [("account", Account, "quick")]
     signature = [
         inspect.Parameter(key, keyword, annotation=hint, **({} if default is ... else {"default": default}))
         for key, hint, default in fixed

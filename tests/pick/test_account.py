@@ -11,6 +11,7 @@ from sizewise.core.errors import Locked, UsageError
 from sizewise.load.models import add_figures, find_model
 from sizewise.load.store.store import Store
 from sizewise.make.apply import make
+from sizewise.measure.account import CHARACTERS
 from sizewise.pick import account as counted
 from sizewise.pick.account import account_of, parent_of
 
@@ -26,7 +27,7 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of a few windows: the tiny vocabulary has a token for each letter."""
-    monkeypatch.setitem(counted.CHARACTERS, "quick", 400)
+    monkeypatch.setitem(CHARACTERS, "quick", 400)
 
 
 @pytest.mark.usefixtures("short")
