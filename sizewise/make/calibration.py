@@ -71,9 +71,9 @@ def read_texts(path: Path) -> list[str]:
         UsageError: it holds no text.
     """
     try:
-        raw = path.read_text(encoding="utf-8")
+        raw = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is no UTF-8 text") from error
+        raise UsageError(f"{path}: is no UTF-8 text; save the file as UTF-8") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
     if path.suffix == ".jsonl":

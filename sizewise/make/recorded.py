@@ -154,8 +154,7 @@ class Recorded:
             for start, hidden in stream.batches():
                 with observer.watching(len(hidden)):
                     output = stream.run(index, module, hidden)
-                if not bool(torch.isfinite(output).all()):
-                    raise BadModel(f"block {index} makes numbers that are not finite from the calibration text")
+                require_finite(output, index)
                 cosine = torch.nn.functional.cosine_similarity(hidden.float(), output.float(), dim=-1)
                 total += float((1 - cosine).sum(dtype=torch.float64))
                 stream.hidden[start : start + len(hidden)] = output.to(stream.keep)
@@ -238,6 +237,18 @@ class _Grams:
         for total in self.sums.values():
             mirror(total)
         return {name: total / tokens for name, total in self.sums.items()}
+
+
+def require_finite(output: "Tensor", index: int) -> None:
+    """Refuse what a block makes of the calibration text if it is infinite or no number.
+
+    Raises:
+        BadModel: it is.
+    """
+    import torch
+
+    if not bool(torch.isfinite(output).all()):
+        raise BadModel(f"block {index} makes numbers that are not finite from the calibration text: use another text")
 
 
 def _gram_of(

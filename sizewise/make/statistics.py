@@ -127,14 +127,18 @@ class Observer:
         if not seen.sums:
             self._prepare(seen, rows.shape[1], rows.device)
         seen.tokens += len(rows)
-        size = rows.abs()
-        seen.sums["input_norm"] += (rows * rows).sum(0, dtype=seen.sums["input_norm"].dtype)
-        seen.sums["abs_mean"] += size.sum(0, dtype=seen.sums["abs_mean"].dtype)
-        seen.sums["abs_max"] = seen.sums["abs_max"].maximum(size.amax(0)) if len(rows) else seen.sums["abs_max"]
-        if len(rows) % self._batch == 0:  # whole windows: not where a router picked tokens
-            by_window = size.reshape(self._batch, -1, rows.shape[1]).mean(1, dtype=seen.sums["window_abs"].dtype)
-            seen.sums["window_abs"] += by_window.square().sum(0)
+        whole = len(rows) % self._batch == 0  # windows: not where a router picked tokens
+        parts = self._batch if whole else 1
+        # float32 within a window, float64 beyond: summing all in float64 took as long as the network itself
+        size = rows.abs().reshape(parts, -1, rows.shape[1])
+        by_window = size.sum(1).double()
+        seen.sums["abs_mean"] += by_window.sum(0)
+        if len(rows):
+            seen.sums["abs_max"] = seen.sums["abs_max"].maximum(size.amax((0, 1)))
+        if whole and len(rows):
+            seen.sums["window_abs"] += (by_window / size.shape[1]).square().sum(0)
             seen.windows += self._batch
+        seen.sums["input_norm"] += size.square_().sum(1).double().sum(0)
         if self.hessian:
             add_products(seen.sums["hessian"], rows)
 

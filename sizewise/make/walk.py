@@ -21,7 +21,7 @@ from sizewise.load.layers import Block, Layout, layout_of
 from sizewise.load.store.atomic import publish, storage_errors, temporary, write_atomic
 from sizewise.make.gradients import Gradients
 from sizewise.make.method import wants
-from sizewise.make.recorded import Recorded
+from sizewise.make.recorded import Recorded, require_finite
 from sizewise.make.statistics import Observer, Seen
 from sizewise.make.stream import Stream
 from sizewise.make.treat import Treated, Treatment, treat
@@ -213,7 +213,7 @@ def _observe(stream: Stream, index: int, hessian: bool) -> list[Seen]:
         observer = Observer(module, stream.layout.blocks[index], hessian=hessian)
         for _, hidden in stream.batches():
             with observer.watching(len(hidden)):
-                stream.run(index, module, hidden)
+                require_finite(stream.run(index, module, hidden), index)
         return observer.groups()
 
 
