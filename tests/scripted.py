@@ -57,12 +57,13 @@ class Opener:
         self.failure: Exception | None = None
 
     async def __call__(
-        self, model: Model, *, context: int, parallel: int, threads: int | None, load_timeout: float
+        self, model: Model, *, context: int, parallel: int, threads: int | None, load_timeout: float, cache_bytes: int
     ) -> Any:
         await asyncio.sleep(self.seconds)
         if self.failure:
             raise self.failure
         self.opened.append(ScriptedSession(model, context))
+        self.cache_bytes = cache_bytes
         return self.opened[-1]
 
     @property

@@ -17,6 +17,7 @@ from sizewise.load.llama.server import LlamaServer
 from sizewise.load.runner import Options
 from sizewise.load.runners.llamacpp import LlamaCpp
 from sizewise.load.templates import ChatForm
+from sizewise.serve import memory
 from sizewise.serve.upstream import PACE_S, Broken, Refused, Upstream
 
 T = TypeVar("T")
@@ -100,6 +101,7 @@ class Engine:
             if self.closed:
                 raise EngineFailed(f"{self.model.name}: the model was closed")
             if self._runner is None:
+                await asyncio.to_thread(memory.check_scorer, self.model)
                 options = Options(threads=self.server.threads, context=self.server.trained_context)
                 self._runner = await self.in_thread(partial(LlamaCpp, self.model, options))
             return self._runner

@@ -8,7 +8,7 @@ and loads happen one after the other, so that memory measured before a load is t
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sizewise.core.errors import EngineFailed
@@ -37,14 +37,14 @@ class Opener(Protocol):
     """How a model becomes a session."""
 
     def __call__(
-        self, model: Model, *, context: int, parallel: int, threads: int | None, load_timeout: float
+        self, model: Model, *, context: int, parallel: int, threads: int | None, load_timeout: float, cache_bytes: int
     ) -> Awaitable[Session]: ...
 
 
-async def _open(model: Model, *, context: int, parallel: int, threads: int | None, load_timeout: float) -> Session:
+async def _open(model: Model, **how: Any) -> Session:
     from sizewise.serve.opening import open_session
 
-    return await open_session(model, context=context, parallel=parallel, threads=threads, load_timeout=load_timeout)
+    return await open_session(model, **how)
 
 
 class Manager:
@@ -231,9 +231,11 @@ class Manager:
             return resident.take()
 
     async def _load(self, resident: Resident, wanted: int, *, may_shrink: bool) -> None:
-        context = await self._make_room(resident, wanted, may_shrink=may_shrink)
+        context, spare = await self._make_room(resident, wanted, may_shrink=may_shrink)
         start = time.monotonic()
         settings = self.settings
+        kept = await asyncio.to_thread(memory.prompts, resident.model, context, settings.parallel)
+        cache_bytes = min(kept, spare)
         try:
             session = await self._opener(
                 resident.model,
@@ -241,6 +243,7 @@ class Manager:
                 parallel=settings.parallel,
                 threads=settings.threads,
                 load_timeout=settings.load_timeout_s,
+                cache_bytes=cache_bytes,
             )
         except EngineFailed:
             resident.breaker.crashed()
@@ -249,20 +252,24 @@ class Manager:
         if self.closing:
             await session.close()
             raise ending()
-        resident.session, resident.context = session, session.context
+        resident.session, resident.context, resident.cache_bytes = session, session.context, cache_bytes
         resident.memory_bytes = await asyncio.to_thread(memory.held, session.pids())
         self.metrics.loaded(resident.model.name, time.monotonic() - start)
 
-    async def _make_room(self, resident: Resident, wanted: int, *, may_shrink: bool) -> int:
-        """Push out idle models, least recently used first, until there is room; returns the context that fits."""
+    async def _make_room(self, resident: Resident, wanted: int, *, may_shrink: bool) -> tuple[int, int]:
+        """Push out idle models, least recently used first, until there is room.
+
+        Returns:
+            The context that fits, and the bytes that are left with it.
+        """
         model, settings = resident.model, self.settings
         while True:
             need = await asyncio.to_thread(memory.estimate, model, wanted, settings.parallel)
-            have = memory.available(self.pids())
             others = [one for one in self._residents.values() if one.session and one is not resident]
+            have = memory.available(self.pids()) - await asyncio.to_thread(_unclaimed, others)
             crowded = settings.max_loaded is not None and len(others) >= settings.max_loaded
             if need <= have and not crowded:
-                return wanted
+                return wanted, have - need
             idle = [one for one in others if one.idle]
             if idle:
                 await self._evict(min(idle, key=lambda one: one.used_at))
@@ -312,6 +319,16 @@ class Manager:
     def _undo(self, done: "asyncio.Future[Session]", resident: Resident) -> None:
         if not done.cancelled() and not done.exception():
             self.give_back(resident)
+
+
+def _unclaimed(residents: Sequence[Resident]) -> int:
+    """What loaded models may still come to take for earlier prompts: free now, but promised."""
+    total = 0
+    for one in residents:
+        if one.cache_bytes and one.session:
+            taken = max(0, memory.held(one.session.pids()) - one.memory_bytes)
+            total += max(0, one.cache_bytes - taken)
+    return total
 
 
 def _keep(tasks: set[asyncio.Future[Any]], work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

@@ -17,7 +17,9 @@ RESERVE = 128 * 2**20  # left to everything else
 _PROCESS = 50 * 2**20  # a child with the engine in it, before any weights
 _TORCH_PROCESS = 420 * 2**20
 _TOKEN = 900  # of each entry of the vocabulary: its text, its merges and the tables that find them
-_BATCH = 512  # prompt tokens that are computed together
+_BATCH = 64  # prompt tokens that are computed together
+_LEAST_CACHED = 1 << 20
+SCORED = 512  # tokens that are scored together
 _KV_UNKNOWN = 64 * 2**10  # of each token of context where the file does not say: a model of one billion weights
 _REPACKED = ("Q4_0", "Q4_K", "IQ4_NL")  # the engine keeps these a second time, ordered for the processor
 
@@ -25,7 +27,8 @@ _REPACKED = ("Q4_0", "Q4_K", "IQ4_NL")  # the engine keeps these a second time, 
 def estimate(model: Model, context: int, parallel: int) -> int:
     """The most that a model's processes will hold while they answer, weights included. Reads the file's header.
 
-    What the engine keeps of earlier prompts comes on top, as far as there is memory.
+    What the engine keeps of earlier prompts comes on top (`prompts`), and a second process for scores and embeddings
+    where somebody asks for such (`scorer`).
 
     Args:
         model: what would be loaded.
@@ -36,10 +39,7 @@ def estimate(model: Model, context: int, parallel: int) -> int:
         return 0
     if model.kind != "gguf":
         return model.size_bytes * (2 if model.kind == "checkpoint" else 1) + _TORCH_PROCESS
-    from sizewise.load.facts import GGUF_FILE
-    from sizewise.load.gguf.file import read_gguf
-
-    info = read_gguf(model.files.get(GGUF_FILE) or next(iter(model.files.values())))
+    info = _info(model)
     width = info.embedding_length or 4096
     told = info.metadata.get(f"{info.architecture}.feed_forward_length")
     hidden = told if isinstance(told, int) else 4 * width
@@ -47,6 +47,49 @@ def estimate(model: Model, context: int, parallel: int) -> int:
     cache = (info.kv_bytes_per_token or _KV_UNKNOWN) * context * parallel
     scratch = 4 * (_BATCH * (6 * width + 2 * hidden) + parallel * vocabulary)
     return model.size_bytes + _repacked(info) + cache + scratch + _TOKEN * vocabulary + _PROCESS
+
+
+def prompts(model: Model, context: int, parallel: int) -> int:
+    """The most that the engine may keep of prompts which no request uses any more: no more than requests can use."""
+    if model.kind != "gguf":
+        return 0
+    from sizewise.load.llama.server import MOST_CACHED
+
+    slots = (_info(model).kv_bytes_per_token or _KV_UNKNOWN) * context * parallel
+    return min(MOST_CACHED, max(_LEAST_CACHED, slots))
+
+
+def scorer(model: Model) -> int:
+    """What a second process for scores and embeddings of a GGUF model takes beside the first one.
+
+    The file's pages are shared; what the engine orders anew is not.
+    """
+    info = _info(model)
+    vocabulary = max((tensor.rows for tensor in info.tensors if tensor.name == "token_embd.weight"), default=0)
+    logits = 4 * SCORED * vocabulary
+    cache = 4 * SCORED * (info.kv_bytes_per_token or _KV_UNKNOWN)
+    return _repacked(info) + logits + cache + _TOKEN * vocabulary + _PROCESS
+
+
+def check_scorer(model: Model) -> None:
+    """Refuse to start that process where there is no room for it.
+
+    Raises:
+        DoesNotFit: the message holds both numbers.
+    """
+    need, have = scorer(model), available()
+    if need > have:
+        raise DoesNotFit(
+            f"{model.name} needs {format_bytes(need)} of memory for scores and embeddings, but "
+            f"{format_bytes(have)} are free: stop another model"
+        )
+
+
+def _info(model: Model) -> "GgufInfo":
+    from sizewise.load.facts import GGUF_FILE
+    from sizewise.load.gguf.file import read_gguf
+
+    return read_gguf(model.files.get(GGUF_FILE) or next(iter(model.files.values())))
 
 
 def _repacked(info: "GgufInfo") -> int:

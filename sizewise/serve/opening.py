@@ -10,7 +10,7 @@ from sizewise.core.model import Model
 from sizewise.core.requests import Message
 from sizewise.load.facts import GGUF_FILE
 from sizewise.load.gguf.file import read_gguf
-from sizewise.load.llama.server import PLAIN, PROJECTOR_FILE, LlamaServer
+from sizewise.load.llama.server import MOST_CACHED, PLAIN, PROJECTOR_FILE, LlamaServer
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Options
 from sizewise.load.templates import render_chat
@@ -23,7 +23,13 @@ T = TypeVar("T")
 
 
 async def open_session(
-    model: Model, *, context: int, parallel: int, threads: int | None = None, load_timeout: float = 300.0
+    model: Model,
+    *,
+    context: int,
+    parallel: int,
+    threads: int | None = None,
+    load_timeout: float = 300.0,
+    cache_bytes: int = MOST_CACHED,
 ) -> Session:
     """Load a model without holding up the event loop.
 
@@ -32,6 +38,7 @@ async def open_session(
         context: tokens that one request may use, prompt and answer together.
         parallel: requests that are answered at the same time.
         threads: of the engine's computation; None = one for each core.
+        cache_bytes: memory for earlier prompts, where the engine keeps such.
         load_timeout: seconds after which loading is given up.
 
     Raises:
@@ -40,7 +47,7 @@ async def open_session(
         EngineFailed: the engine died while it loaded, or took longer than `load_timeout`.
     """
     if model.kind == "gguf" and "completion" in await asyncio.to_thread(capabilities_of, model):
-        make = partial(LlamaServer, model, context=context, parallel=parallel, threads=threads)
+        make = partial(LlamaServer, model, context=context, parallel=parallel, threads=threads, cache_bytes=cache_bytes)
         server = await asyncio.to_thread(lambda: make(template=_engine_template(model)))
         await _in_time(server.load, model, load_timeout, server.kill)
         session = NativeSession(server)

@@ -38,7 +38,8 @@ class Resident:
         self.used_at = time.monotonic()
         self.keep_alive_s: float | None = None
         self.expires_at: datetime | None = None
-        self.memory_bytes = 0
+        self.memory_bytes = 0  # held right after the load
+        self.cache_bytes = 0  # that earlier prompts may come to take on top
         self.waiting_since: float | None = None  # since when requests wait for the engine, and not for their clients
         self._waiting = 0
         self._idle = asyncio.Event()

@@ -1,8 +1,8 @@
 """R7 and row 60: a hundred clients that go, over real connections, watched at the engine itself.
 
 Fifty go in the middle of an answer, twenty-five while their prompt is computed, twenty-six while they
-wait in the queue. Their place is free again within a second on a machine that does nothing else, after eight
-more tokens at most.
+wait in the queue. Their place is free again within a second on a machine that does nothing else; what is asserted
+is work, which does not depend on the machine: eight more tokens of an answer, three more steps of a prompt.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ import pytest
 import uvicorn
 from served import save_smollm2
 
+from sizewise.load.runners._llamacpp_child import STEP_TOKENS
 from sizewise.load.store.store import Store
 from sizewise.serve.access_log import Log
 from sizewise.serve.app import create_app
@@ -31,7 +32,7 @@ from sizewise.serve.settings import Settings
 
 MIDDLE, PROMPT, QUEUED = 50, 25, 26
 MOST_TOKENS = 8
-FREE_S = 5.0  # for the slowest of all on a busy machine; see LOG.md for a quiet one
+MOST_STEPS = 3  # of the prompt: the one under way, the next, and one for the news to travel
 COUNT: dict[str, Any] = {"model": "smollm2", "raw": True, "prompt": "1, 2, 3, 4, 5, 6,"}
 LONG = COUNT | {"options": {"num_predict": 3000, "temperature": 0}}  # counting has no end
 SHORT = COUNT | {"options": {"num_predict": 6, "temperature": 0}, "stream": False}
@@ -129,7 +130,6 @@ def until(watched: Watched, true: Any) -> None:
 
 def check(watched: Watched, seconds: list[float], expected: str) -> None:
     print(f"free after {statistics.median(seconds):.3f} s, at most {max(seconds):.3f} s, of {len(seconds)}")
-    assert max(seconds) < FREE_S
     assert watched.right() == expected
     assert set(watched.statuses()) <= {200, 499}
     assert watched.statuses().count(499) >= len(seconds)
@@ -155,15 +155,19 @@ def test_in_the_middle_of_an_answer(watched: Watched) -> None:
 @pytest.mark.model
 @pytest.mark.slow
 def test_during_the_prompt(watched: Watched) -> None:
-    expected, seconds, draw = watched.right(), [], random.Random(5)
+    expected, seconds, after, draw = watched.right(), [], [], random.Random(5)
     for turn in range(PROMPT):
         words = " ".join(draw.choices(WORDS, k=3000))  # nothing that the engine has seen
         connection = watched.send(LONG | {"prompt": words, "stream": turn % 2 == 0})
         until(watched, lambda one: one.slot()["is_processing"])
         time.sleep(draw.random() * 0.3)
-        assert watched.slot()["n_prompt_tokens"] < 3000, "the prompt was done before its client went"
+        begun = watched.slot()["n_prompt_tokens"]
+        assert begun < 3000, "the prompt was done before its client went"
         connection.close()
         seconds.append(watched.free())
+        after.append(watched.slot()["n_prompt_tokens"] - begun)
+    print(f"tokens of the prompt after: {statistics.median(after)}, at most {max(after)}")
+    assert max(after) <= MOST_STEPS * STEP_TOKENS
     check(watched, seconds, expected)
 
 
@@ -177,11 +181,9 @@ def test_in_the_queue(watched: Watched) -> None:
         asked = COUNT if path.startswith("/api") else {"model": "smollm2", "prompt": "1, 2,", "max_tokens": 5}
         waiting = [watched.send(asked | {"stream": turn % 2 == 0}, path) for turn in range(QUEUED // 2)]
         until(watched, lambda one: one.queue() == (1, QUEUED // 2))
-        start = time.monotonic()
         for connection in waiting:
             connection.close()
         until(watched, lambda one: one.queue() == (1, 0))
-        assert time.monotonic() - start < FREE_S
         first.recv(65536)  # who has the place keeps it
         assert watched.slot()["is_processing"]
     first.close()

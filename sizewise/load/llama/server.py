@@ -17,7 +17,7 @@ from sizewise.load.gguf.file import GgufInfo, read_gguf
 
 ADAPTER_FILE, PROJECTOR_FILE = "adapter.gguf", "projector.gguf"
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # where the engine renders nothing
-_CACHE_MIB = 512  # prompts that no slot holds any more; reading one back costs a copy instead of its computation
+MOST_CACHED = 512 << 20  # bytes of prompts that no slot holds any more: one read back costs a copy, no computation
 _CONTEXT = 4096  # where the file does not say
 
 
@@ -25,7 +25,14 @@ class LlamaServer:
     """The process and its address: made, then loaded. Once the process has died, every call raises EngineFailed."""
 
     def __init__(
-        self, model: Model, *, context: int, parallel: int, threads: int | None = None, template: str = PLAIN
+        self,
+        model: Model,
+        *,
+        context: int,
+        parallel: int,
+        threads: int | None = None,
+        template: str = PLAIN,
+        cache_bytes: int = MOST_CACHED,
     ) -> None:
         """Check the file and start the process.
 
@@ -34,6 +41,7 @@ class LlamaServer:
             context: tokens that one request may use, prompt and answer together.
             parallel: requests that are answered at the same time.
             threads: of the engine; None = one for each core.
+            cache_bytes: memory for earlier prompts, at most; 0: none are kept.
             template: the engine's own chat template. It runs outside our sandbox: only one that was tried there.
 
         Raises:
@@ -45,7 +53,7 @@ class LlamaServer:
         self.trained_context = self.info.context_length or _CONTEXT
         self.context, self.parallel = context, parallel
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._template = template
+        self._template, self._cache_bytes = template, cache_bytes
         self._child = Child("sizewise.load.runners._llamacpp_child", model.name)
 
     def load(self) -> None:
@@ -136,7 +144,7 @@ class LlamaServer:
             parallel=self.parallel,
             template=self._template,
             projector=next((str(path) for path in self._files(PROJECTOR_FILE)), None),
-            cache_mib=_CACHE_MIB,
+            cache_mib=self._cache_bytes >> 20,
         )[0]
         host, _, port = server["address"].partition("://")[2].rpartition(":")
         self.host, self.port, self.key = str(host), int(port), str(server["key"])
