@@ -124,7 +124,12 @@ def test_what_is_measured_is_the_error_of_the_outputs(
 
     met: list[Unit] = []
     whole = module.choose
-    monkeypatch.setattr(module, "choose", lambda given_units, most: met.extend(given_units) or whole(given_units, most))
+
+    def spied(asked: list[Unit], most: int) -> list[int]:
+        met.extend(asked)
+        return whole(asked, most)
+
+    monkeypatch.setattr(module, "choose", spied)
     monkeypatch.setenv("SIZEWISE_HOME", str(tmp_path / "home"))
     base = family("llama")
     options = {"group": 16, "budget": 5.0, **SMALL}

@@ -30,7 +30,7 @@ from sizewise.make.walk import walk
 
 Family = Callable[[str], Path]
 SMALL = {"tokens": 240, "window": 40}
-PRUNED = {"method": "wanda", "options": {"sparsity": 0.5}}
+METHOD = "wanda"
 MODES = pytest.mark.parametrize("sequential", [False, True])
 
 
@@ -105,8 +105,8 @@ def bytes_of(model: Model) -> dict[str, bytes]:
 
 
 def ordered(base: Path, place: Path, sequential: bool, listen: Listener = silent) -> Model:
-    options = {**PRUNED["options"], **SMALL, **({"sequential": True} if sequential else {})}
-    return make(PRUNED["method"], str(base), name="x", options=options, store=Store(place / "store"), listen=listen)
+    options = {"sparsity": 0.5, "sequential": sequential, **SMALL}
+    return make(METHOD, str(base), name="x", options=options, store=Store(place / "store"), listen=listen)
 
 
 def killed(base: Path, place: Path, sequential: bool, *, fault: str = "", block: int | None = None) -> int:
@@ -117,7 +117,7 @@ def killed(base: Path, place: Path, sequential: bool, *, fault: str = "", block:
         atomic._passages.clear()
 
         def listen(progress: Progress) -> None:
-            if (progress.what, progress.done) == (PRUNED["method"], block):
+            if (progress.what, progress.done) == (METHOD, block):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         ordered(base, place, sequential, listen)
@@ -133,7 +133,8 @@ def killed(base: Path, place: Path, sequential: bool, *, fault: str = "", block:
 def test_killed_in_a_block_it_goes_on_there(
     block: int, sequential: bool, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, heard = family("llama"), []
+    base = family("llama")
+    heard: list[Progress] = []
     assert killed(base, tmp_path, sequential, block=block) == -signal.SIGKILL
     whole = ordered(base, tmp_path / "whole", sequential)
     monkeypatch.setenv("SIZEWISE_HOME", str(tmp_path / "home"))
@@ -141,9 +142,7 @@ def test_killed_in_a_block_it_goes_on_there(
     assert bytes_of(made) == bytes_of(whole)
     own = {"seconds": 0}
     assert made.lineage.figures | own == whole.lineage.figures | own
-    assert (
-        min(each.done for each in heard if each.what == PRUNED["method"]) == block
-    )  # earlier ones were not done again
+    assert min(each.done for each in heard if each.what == METHOD) == block  # earlier ones were not done again
 
 
 @MODES
