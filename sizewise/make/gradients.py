@@ -6,6 +6,7 @@ gradients are summed, window by window. Memory holds one block and its gradients
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 MOST_WINDOWS = 32  # gradients need few: the sum of squares over so many windows ranks weights as more would
 _GRADIENT, _ENTERING = "gradient-{:05d}.safetensors", "entering-{:05d}.safetensors"
+_OUTER = "gradient-outer.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """What the backward pass saw outside the blocks."""
+
+    head: float  # mean over the tokens of sum p (1 - p), p being the model's probabilities of the next token
+    embedding: "Tensor"  # (hidden,), mean square gradient of a window's summed loss at a token's embedding
+    tokens: int  # of a window that have a loss
 
 
 class Gradients:
@@ -33,6 +44,13 @@ class Gradients:
 
         return load_file(self.folder / _GRADIENT.format(index))
 
+    def outer(self) -> Outer:
+        """What was seen outside the blocks."""
+        from safetensors.torch import load_file
+
+        found = load_file(self.folder / _OUTER)
+        return Outer(float(found["head"]), found["embedding"], int(found["tokens"]))
+
     def gather(self, folder: Path, windows: "Tensor", listen: Listener = silent) -> None:
         """See to it that the gradients are there.
 
@@ -43,14 +61,15 @@ class Gradients:
         """
         count = len(self.layout.blocks)
         missing = [index for index in range(count) if not (self.folder / _GRADIENT.format(index)).exists()]
-        if not missing:
+        if not missing and (self.folder / _OUTER).exists():
             return
         stream = Stream(folder, windows[:MOST_WINDOWS], self.layout, batch_tokens=1)
         self._forward(stream)
-        pull = self._loss(stream)
+        pull, spread = self._loss(stream)
         for index in range(count - 1, -1, -1):
             listen(Progress("gradients", count - 1 - index, count))
             pull = self._backward(stream, index, pull)
+        self._keep_outer(pull, spread)
         for index in range(count):
             (self.folder / _ENTERING.format(index)).unlink(missing_ok=True)
         listen(Progress("gradients", count, count))
@@ -65,18 +84,31 @@ class Gradients:
                 for start, hidden in stream.batches():
                     stream.hidden[start : start + len(hidden)] = stream.run(index, module, hidden).to(stream.keep)
 
-    def _loss(self, stream: Stream) -> "Tensor":
-        """The gradient of each window's mean loss at the output of the last block (windows, window, width)."""
+    def _keep_outer(self, pull: "Tensor", spread: float) -> None:
         import torch
 
-        pulls = []
+        tokens = pull.shape[1] - 1  # the loss is their mean
+        embedding = (pull.double() * tokens).square().mean((0, 1)).float()
+        self._write(
+            _OUTER, {"embedding": embedding, "head": torch.tensor(spread), "tokens": torch.tensor(float(tokens))}
+        )
+
+    def _loss(self, stream: Stream) -> "tuple[Tensor, float]":
+        """The gradient of each window's mean loss at the output of the last block (windows, window, width).
+
+        With it comes the mean of sum p (1 - p) over the tokens.
+        """
+        import torch
+
+        pulls, spread = [], 0.0
         with stream.top() as top:
             for window, hidden in zip(stream.windows, stream.hidden, strict=True):
                 state = hidden[None].to(stream.compute).requires_grad_()
                 logits = top(state)[:, :-1].float()
                 loss = torch.nn.functional.cross_entropy(logits[0], window[1:].long())
                 pulls.append(torch.autograd.grad(loss, state)[0])
-        return torch.cat(pulls)
+                spread += 1.0 - float(logits.detach().softmax(-1).square().sum(-1).mean())
+        return torch.cat(pulls), spread / len(pulls)
 
     def _backward(self, stream: Stream, index: int, pull: "Tensor") -> "Tensor":
         """Sum the squares of a block's gradients; the gradient at its input comes back."""

@@ -5,6 +5,7 @@ whole Hessian of each layer's inputs counts, so that the error of one weight is 
 ordinary GGUF.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,13 +14,14 @@ from sizewise.core.events import Listener
 from sizewise.core.model import Model
 from sizewise.core.params import Range, Search
 from sizewise.load.gguf.file import GgufInfo, read_gguf
-from sizewise.load.gguf.types import GgmlType
 from sizewise.load.gguf.write import copy_gguf
 from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, load_calibration
 from sizewise.make.gguf_descent import ROUNDS
 from sizewise.make.gguf_encoder import Encoder
-from sizewise.make.gguf_mix import assign, average_bits
+from sizewise.make.gguf_mix import assign, average_bits, may_change
+from sizewise.make.gguf_sensitivity import measured, pulls_of
 from sizewise.make.gguf_sweep import TRIES
+from sizewise.make.gradients import Gradients
 from sizewise.make.method import Made, model_method
 from sizewise.make.recorded import Recorded
 from sizewise.make.shrink import checkpoint_of
@@ -30,6 +32,7 @@ Type = Literal[
     "Q3_K_M", "Q3_K_S", "Q2_K",
 ]
 # fmt: on
+_GRADIENT_WINDOWS = 8  # which tensors are sensitive shows in few
 
 
 @model_method
@@ -40,6 +43,7 @@ def gguf(
     listen: Listener,
     *,
     type: Annotated[Type, Search("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")] = "Q4_K_M",
+    types: Literal["measured", "mix"] = "measured",
     calibration: str | None = None,
     tokens: Annotated[int, Range(1)] = DEFAULT_TOKENS,
     window: Annotated[int, Range(2)] = DEFAULT_WINDOW,
@@ -56,6 +60,8 @@ def gguf(
         seed: of the order of the calibration documents.
         listen: hears the blocks calibrated and the bytes written.
         type: name of the mix, from most to fewest bits per weight, as llama.cpp defines it.
+        types: "mix" takes the mix's own type for every tensor; "measured" gives bits to the tensors that need them
+            most, in no more bytes than the mix takes.
         calibration: text that shows what inputs occur, a .txt or .jsonl file; else the text that comes with sizewise.
         tokens: how many tokens of it to use.
         window: how many tokens the model sees at a time.
@@ -83,16 +89,23 @@ def gguf(
     recorded = Recorded(base.digest, text.digest, encoder.layout)
     recorded.gather(folder, text.windows, ["hessian"], listen)
     encoder.use(recorded)
-    types = assign(info, type)
+    chosen, expected = assign(info, type), {}
+    if types == "measured":
+        gradients = Gradients(recorded.folder / "outputs", encoder.layout)
+        gradients.gather(folder, text.windows[:_GRADIENT_WINDOWS], listen)
+        chosen, kl = measured(encoder, pulls_of(encoder.layout, recorded, gradients), chosen)
+        expected = {"expected_kl": kl}
     target = out / "model.gguf"
-    copy_gguf(info, target, types, encoder.encode, file_type=type, listen=listen)
+    copy_gguf(info, target, chosen, encoder.encode, file_type=type, listen=listen)
     if info.path.parent == out:
         info.path.unlink()
     figures = {
-        "weight_bits": round(average_bits(info, types), 4),
+        "weight_bits": round(average_bits(info, chosen), 4),
         "calibration": text.name,
         "calibration_digest": text.digest,
         "calibration_tokens": text.windows.numel(),
+        "types": dict(Counter(chosen[tensor.name].name for tensor in info.tensors if may_change(tensor))),
+        **expected,
     }
     return Made("gguf", {"model.gguf": target}, type, info.parameters, figures, note, architecture=info.architecture)
 
@@ -109,7 +122,3 @@ def _whole(base: Model, folder: Path, out: Path) -> GgufInfo:
     whole = out / "whole.gguf"
     export_gguf(folder, whole, name=base.name)
     return read_gguf(whole)
-
-
-def _bytes(info: GgufInfo, types: dict[str, GgmlType]) -> int:
-    return sum(types[tensor.name].row_bytes(tensor.shape[0]) * tensor.rows for tensor in info.tensors)
