@@ -192,7 +192,7 @@ class Factors:
 
     def dense(self) -> "Tensor":
         """(out, in) float32."""
-        return wide(self.left) @ wide(self.right)
+        return self.left @ self.right
 
     def stored(self) -> "Factors":
         """Both matrices in 16 bits."""

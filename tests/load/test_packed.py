@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def eight(rows: int, columns: int, *kept: int) -> Int8:
 
 
 FORMS: dict[str, Callable[[], Packed]] = {
-    **{f"uniform-{bits}": lambda bits=bits: uniform(bits, False) for bits in range(2, 9)},
+    **{f"uniform-{bits}": partial(uniform, bits, False) for bits in range(2, 9)},
     "symmetric": lambda: uniform(4, True),
     "whole rows": lambda: uniform(4, False, group=64),
     "odd width": lambda: uniform(3, False, columns=50, group=10),
@@ -201,7 +202,9 @@ def packed_llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny checkpoint with matrices in four kinds of forms, and the dense one that it stands for."""
     root = tmp_path_factory.mktemp("packed")
     base = write_family("llama", root / "base")
-    source, specs, tensors = TensorSource(base), {}, {}
+    source = TensorSource(base)
+    specs: dict[str, Spec] = {}
+    tensors: dict[str, torch.Tensor] = {}
     kinds = {"q_proj": "uniform", "k_proj": "int8", "up_proj": "codebook", "down_proj": "factors"}
     dense = {name: source.get(name) for name in source}
     for linear in layout_of(base).linears:

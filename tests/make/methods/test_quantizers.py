@@ -7,12 +7,12 @@ import torch
 from layers_at_random import damage, random_layer
 from torch import Tensor
 
-from sizewise.make.grids import fit
+from sizewise.make.grids import fit, storable
 from sizewise.make.methods.hqq import hqq, refine
 from sizewise.make.methods.int8 import int8
 from sizewise.make.methods.lut import lut
 from sizewise.make.methods.rtn import rtn
-from sizewise.make.packed import Codebook, Packed
+from sizewise.make.packed import Codebook, Int8, Packed
 
 
 def dense(made: Tensor | Packed) -> Tensor:
@@ -107,11 +107,13 @@ def test_outlier_columns_stay_and_the_ends_of_the_threshold_are_known() -> None:
     loudest = inputs.abs().amax(0)
     loudest[3] = 50.0
     alone = loudest.masked_fill(torch.arange(16) != 3, 1.0)
-    assert torch.equal(int8(weight, loudest, threshold=0.0).dense(), weight.float())
+    assert torch.equal(dense(int8(weight, loudest, threshold=0.0)), weight)
     plain, kept = int8(weight, alone, threshold=1e9), int8(weight, alone, threshold=6.0)
+    assert isinstance(kept, Int8)
+    assert isinstance(plain, Int8)
     assert kept.kept.tolist() == [3]
     assert plain.kept.numel() == 0
-    scale = weight.abs().amax(1, keepdim=True) / 127
+    scale = storable(weight.abs().amax(1, keepdim=True) / 127)
     assert torch.allclose(plain.dense(), ((weight / scale).round() * scale).float(), rtol=1e-5)
     assert damage(weight, kept.dense(), hessian) < 1e-2 * damage(weight, plain.dense(), hessian)
-    assert torch.isfinite(int8(torch.zeros(2, 16), loudest).dense()).all()
+    assert torch.isfinite(dense(int8(torch.zeros(2, 16), loudest))).all()
