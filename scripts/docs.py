@@ -45,7 +45,8 @@ def page() -> str:
     """The whole page."""
     from sizewise.make.method import methods
 
-    asked = [[], *([command] for command in (*COMMANDS, "doctor")), *(["make", name] for name in methods().names())]
+    made = (*methods().names(), "recipe")
+    asked = [[], *([command] for command in (*COMMANDS, "doctor")), *(["make", name] for name in made)]
     parts = [INTRO]
     for arguments in asked:
         title = " ".join(["sizewise", *arguments])
