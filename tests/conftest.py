@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,10 @@ from typing import Any
 
 import pytest
 from browser import chromium
+
+# Started in the background of a script, this process ignores Ctrl-C, and so would all that it starts.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CACHE = Path(os.environ.get("SIZEWISE_TEST_CACHE", Path(__file__).parent.parent / ".cache" / "models"))
 
@@ -86,7 +92,15 @@ def browser() -> Iterator[Any]:
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a home, a store and a ledger of its own; nothing of the user's is read or written."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("SIZEWISE_MODELS", "OLLAMA_MODELS", "OPENAI_API_KEY", "SIZEWISE_API_KEY", "HF_ENDPOINT", "HF_TOKEN"):
+    for name in (
+        "SIZEWISE_MODELS",
+        "OLLAMA_MODELS",
+        "OPENAI_API_KEY",
+        "SIZEWISE_API_KEY",
+        "SIZEWISE_ENDPOINT_KEY",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SIZEWISE_HOME", str(home / ".sizewise"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))

@@ -21,7 +21,7 @@ def opened(browser: Any, server: Served, *, width: int = 1280, scheme: str = "li
 
 
 def check(page: Any) -> None:
-    assert page.told == []
+    assert page.told == [], page.told
     assert [url for url in page.asked if not url.startswith((page.server.url + "/", "data:,"))] == []
 
 

@@ -108,7 +108,10 @@ class _Upload:
             try:
                 return self._push_once()
             except Unreachable:
-                reached = self._arrived()
+                try:
+                    reached = self._arrived()
+                except Unreachable:
+                    reached = -1
                 failures = failures + 1 if reached <= most else 1
                 most = max(most, reached)
                 if failures >= _TRIES:
@@ -156,7 +159,8 @@ class _Upload:
         }
         answer = self.web.send("PATCH", self.url, headers, self._bytes(start, end))
         if answer.status_code not in (202, 204):
-            self.url = ""
+            if answer.status_code < 500:  # it knows this upload no more; in trouble of its own, it may later
+                self.url = ""
             raise Unreachable(f"{self.target}: {self.what}: the registry answers with status {answer.status_code}")
         self._go_on_at(answer)
         return end
@@ -170,13 +174,16 @@ class _Upload:
                 self._tell(start)
 
     def _arrived(self) -> int:
-        """How many bytes of the upload under way have arrived; -1 where there is none to go on with."""
+        """How many bytes of the upload under way have arrived; -1 where there is none to go on with.
+
+        Raises:
+            Unreachable: the registry does not say; it may still have them.
+        """
         if not self.url:
             return -1
-        try:
-            answer = self.web.send("GET", self.url, {})
-        except Unreachable:
-            return -1
+        answer = self.web.send("GET", self.url, {})
+        if answer.status_code >= 500:
+            raise Unreachable(f"{self.target}: {self.what}: the registry answers with status {answer.status_code}")
         said = answer.headers.get("range", "").removeprefix("bytes=").partition("-")[2]
         if answer.status_code != 204 or not said.isdecimal():
             self.url = ""

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loopback_servers import Handler, RegistryServer, Server, running
@@ -107,9 +108,11 @@ def test_a_registry_killed_half_way_loses_nothing(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("moment", ["between parts", "within a part"])
 def test_a_push_goes_on_when_the_registry_comes_back(
-    store: Store, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
+    """What has arrived is not sent again. Only a part that was under way may cost the registry its whole upload."""
     monkeypatch.setattr(push_module, "_PART", 1 << 18)
     monkeypatch.setattr(push_module, "_WAIT_S", 0.5)
     name = f"{registry.host}/team/tiny"
@@ -117,18 +120,30 @@ def test_a_push_goes_on_when_the_registry_comes_back(
     killed: list[float] = []
     sent: list[float] = []
 
-    def restart_half_way(event: Progress) -> None:
+    def restart() -> None:
+        killed.append(sent[-1])
+        registry.kill()
+        threading.Timer(0.2, registry.start).start()
+
+    def heard(event: Progress) -> None:
         if event.unit == "bytes" and event.total and event.total > 10**6:
             sent.append(event.done)
-            if not killed and event.done > event.total / 2:
-                killed.append(event.done)
-                registry.kill()
-                threading.Timer(0.2, registry.start).start()
+            if moment == "within a part" and not killed and event.done > event.total / 2:
+                restart()
 
-    push(name, store=store, listen=restart_half_way)
+    part = push_module._Upload._part
+
+    def then_restart(upload: Any, start: int) -> int:
+        end = part(upload, start)
+        if moment == "between parts" and not killed and end > upload.layer.size / 2:
+            restart()
+        return end
+
+    monkeypatch.setattr(push_module._Upload, "_part", then_restart)
+    push(name, store=store, listen=heard)
     assert killed
-    after = sent[sent.index(killed[0]) + 1 :]
-    assert min(after) > killed[0] / 2  # what had arrived was not sent again
+    if moment == "between parts":
+        assert min(sent[sent.index(killed[0]) + 1 :]) > killed[0]
     before = content(store, name)
     store.remove(parse_name(name))
     store.collect_garbage(grace_s=0)

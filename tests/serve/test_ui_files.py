@@ -90,6 +90,9 @@ def test_models_come_with_quality_votes_and_lineage(ui_server: Served) -> None:
 def test_meters_of_a_loaded_model_only_grow(ui_server: Served) -> None:
     with ui_server.client() as client:
         assert client.get("/ui/api/meters", params={"model": "nobody"}).status_code == 404
+        client.post("/api/generate", json={"model": "tiny3", "keep_alive": 0, "stream": False}).raise_for_status()
+        idle = client.get("/ui/api/meters", params={"model": "tiny3"}).json()
+        assert (idle["energy_j"], idle["energy_why"]) == (None, "the model is not loaded")
         client.post("/api/generate", json={"model": "tiny3", "stream": False}).raise_for_status()
         before = client.get("/ui/api/meters", params={"model": "tiny3"}).json()
         ask = {"model": "tiny3", "prompt": "a", "stream": False, "options": {"num_predict": 64}}

@@ -18,7 +18,7 @@ from sizewise.serve.errors import HttpError
 from sizewise.serve.routes.common import json_answer, manager_of, read_fields
 from sizewise.serve.ui.files import HEADERS, TYPES, file
 from sizewise.serve.ui.gallery import gallery, votes_json
-from sizewise.serve.ui.meters import read_meters
+from sizewise.serve.ui.meters import nothing_read, read_meters
 from sizewise.serve.ui.shelf import report_page, shelf
 
 _PREFIX = "/ui/"
@@ -53,7 +53,7 @@ async def meters(request: Request) -> Response:
     for loaded in manager_of(request).loaded():
         if loaded.model.digest == model.digest:  # one process serves a model under all its names
             return json_answer(await run_in_threadpool(read_meters, loaded.session.pids(), loaded.memory_bytes))
-    raise HttpError(404, f"model {name!r} is not loaded")
+    return json_answer(nothing_read("the model is not loaded"))
 
 
 async def vote(request: Request) -> Response:

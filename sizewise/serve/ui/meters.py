@@ -9,6 +9,11 @@ from sizewise.measure.meters.memory import high_water_bytes
 from sizewise.measure.processes import cpu_seconds
 
 
+def nothing_read(why: str) -> dict[str, Any]:
+    """No figure, and why: an idle model may go at any time to make room for another."""
+    return {"energy_j": None, "energy_why": why, "memory_bytes": None, "memory_why": why}
+
+
 def read_meters(pids: list[int], memory_bytes: int | None) -> dict[str, Any]:
     """Joules so far and the most memory so far; a None says why.
 
@@ -17,8 +22,7 @@ def read_meters(pids: list[int], memory_bytes: int | None) -> dict[str, Any]:
         memory_bytes: what the manager counts for it, where the system keeps no high-water mark.
     """
     if not pids:
-        why = "the model runs on another machine"
-        return {"energy_j": None, "energy_why": why, "memory_bytes": None, "memory_why": why}
+        return nothing_read("the model runs on another machine")
     spent = energy(cpu_seconds(pids))
     marks = [mark for pid in pids if pid != os.getpid() and (mark := high_water_bytes(pid))]
     gpu = "" if not gpu_names() else "; the GPU's share is not in it"
