@@ -93,8 +93,9 @@ class TooLong(UsageError):
     """A prompt has more tokens than the context leaves room for. The message holds both numbers."""
 
     def __init__(self, what: str, tokens: int, context: int, *, at_least: bool = False) -> None:
+        counted = f"at least {tokens}" if at_least else str(tokens)
         super().__init__(
-            f"{what}: the prompt has {'at least ' if at_least else ''}{tokens} tokens, which exceeds the context of {context}: shorten it, ask for a "
+            f"{what}: the prompt has {counted} tokens, which exceeds the context of {context}: shorten it, ask for a "
             "larger context, or ask to truncate"
         )
         self.tokens, self.context = tokens, context
@@ -157,3 +158,7 @@ class Unsafe(SizewiseError):
     """Refused on purpose: pickle, remote code, a path that leaves its folder."""
 
     exit_code = 6
+
+
+class UnsafeModel(Unsafe):
+    """Refused on purpose, for what a model's files hold."""

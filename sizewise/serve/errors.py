@@ -19,6 +19,7 @@ from sizewise.core.errors import (
     UnknownName,
     Unreachable,
     Unsafe,
+    UnsafeModel,
     UsageError,
 )
 
@@ -33,6 +34,7 @@ _STATUS: tuple[tuple[type[SizewiseError], int], ...] = (  # the first that fits 
     (DoesNotFit, 507),
     (DiskFull, 507),
     (DigestMismatch, 400),
+    (UnsafeModel, 422),
     (Unsafe, 400),
 )
 _PATH = re.compile(r"(?<![\w:/.])(?:file://)?(?:/[^\s/:;,'\"()<>]+){2,}/?|(?<!\w)[A-Za-z]:\\[^\s;,'\"]+")

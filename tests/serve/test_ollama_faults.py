@@ -105,8 +105,8 @@ def pieces_of(client: TestClient, fields: dict[str, Any], openai: bool) -> list[
         return [line["response"] for line in lines]
     turns = [{"role": "user", "content": "x"}]
     form = {"type": "json_schema", "json_schema": {"name": "texts", "schema": fields}}
-    body = {"model": "tiny", "messages": turns, "stream": True, "response_format": form}
-    answer = client.post("/v1/chat/completions", json=body)
+    chat = {"model": "tiny", "messages": turns, "stream": True, "response_format": form}
+    answer = client.post("/v1/chat/completions", json=chat)
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     assert events.pop() == "[DONE]"
     return [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events]

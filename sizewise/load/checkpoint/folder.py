@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sizewise.core.errors import BadModel, StorageError, Unsafe, Unsupported
+from sizewise.core.errors import BadModel, StorageError, UnsafeModel, Unsupported
 from sizewise.load.checkpoint.packed import SUFFIXES, Matrix, matrix_of, specs_of, title_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -83,7 +83,7 @@ def inspect_checkpoint(folder: str | Path) -> CheckpointInfo:
     Raises:
         BadModel: no model is there, or one whose files contradict each other; the message names the file.
         StorageError: a file cannot be read.
-        Unsafe: only pickled weights, code of its own, or a name or link that leaves the folder.
+        UnsafeModel: only pickled weights, code of its own, or a name or link that leaves the folder.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -226,7 +226,7 @@ def _weight_files(root: Path, names: set[str]) -> list[str]:
     pickles = sorted(name for name in names if Path(name).suffix.lower() in PICKLES)
     safe = sorted(name for name in names if name.endswith(".safetensors"))
     if pickles and not safe:
-        raise Unsafe(
+        raise UnsafeModel(
             f"{root}: holds only pickled weights ({pickles[0]}), which can run code when read: convert them with "
             "the safetensors library, or take a revision that has model.safetensors"
         )
@@ -244,9 +244,9 @@ def _shards(root: Path) -> list[str]:
     shards = sorted(set(shard_of.values()))
     for name in shards:
         if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
-            raise Unsafe(f"{index}: names {name!r}, which is no file of this folder")
+            raise UnsafeModel(f"{index}: names {name!r}, which is no file of this folder")
         if not name.endswith(".safetensors"):
-            raise Unsafe(f"{index}: names {name!r}; only .safetensors files are read, pickles can run code")
+            raise UnsafeModel(f"{index}: names {name!r}; only .safetensors files are read, pickles can run code")
         if not (root / name).is_file():
             raise BadModel(f"{index}: names {name}, which is missing; fetch the checkpoint again")
     return shards
@@ -307,7 +307,7 @@ def _inside(root: Path, name: str) -> Path:
     real = path.resolve()
     cached = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
     if not real.is_relative_to(home) and not cached and home != _OWN_LINKS.get():
-        raise Unsafe(f"{path}: is a link that leaves the folder (to {real}); put a copy of the file there")
+        raise UnsafeModel(f"{path}: is a link that leaves the folder (to {real}); put a copy of the file there")
     if not real.is_file():
         raise BadModel(f"{path}: is missing or no regular file")
     return path
@@ -326,7 +326,7 @@ def _module_files(root: Path, names: set[str]) -> list[str]:
     found = []
     for folder in folders:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", folder):
-            raise Unsafe(f"{path}: names {folder!r}, which is no folder of this checkpoint")
+            raise UnsafeModel(f"{path}: names {folder!r}, which is no folder of this checkpoint")
         for name in (f"{folder}/config.json", f"{folder}/{WEIGHTS}"):
             if (root / name).exists():
                 found.append(name)
@@ -336,7 +336,7 @@ def _module_files(root: Path, names: set[str]) -> list[str]:
 def _refuse_code(root: Path, config: dict[str, Any], tokenizer: dict[str, Any], architecture: str) -> None:
     for file, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         if content.get("auto_map") and architecture not in _BUILT_IN_DESPITE_CODE:
-            raise Unsafe(
+            raise UnsafeModel(
                 f"{root / file}: auto_map asks to run code that comes with the model, which is refused; if "
                 f"transformers has {architecture!r} built in, remove auto_map from the file"
             )

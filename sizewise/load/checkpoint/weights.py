@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from sizewise.core.errors import BadModel, DoesNotFit, MissingExtra, Unsafe, UsageError
+from sizewise.core.errors import BadModel, DoesNotFit, MissingExtra, UnsafeModel, UsageError
 from sizewise.core.units import format_bytes
 from sizewise.load.checkpoint.encoder import pooling_of
 from sizewise.load.checkpoint.folder import inspect_checkpoint, own_links, read_json
@@ -62,7 +62,7 @@ def load(
         BadModel: the files hold no model that transformers can load.
         DoesNotFit: memory is too small.
         MissingExtra: the model needs an optional library.
-        Unsafe: a file that is no plain data, or a name that leaves the folder.
+        UnsafeModel: a file that is no plain data, or a name that leaves the folder.
     """
     place = _device(device)
     precision = _precision(dtype, place, parameters, kind)
@@ -90,7 +90,7 @@ def _refuse_name(what: str, name: str) -> None:
     inside = all(part not in ("", ".", "..") for part in name.split("/")) and "\\" not in name
     # an adapter's settings make transformers fetch another model
     if not inside or Path(name).suffix not in _DATA | {""} or name == "adapter_config.json":
-        raise Unsafe(f"{what}: file {name!r} is refused; a model is made of {', '.join(sorted(_DATA))} files")
+        raise UnsafeModel(f"{what}: file {name!r} is refused; a model is made of {', '.join(sorted(_DATA))} files")
 
 
 def _load(folder: Path, kind: str, dtype: torch.dtype, device: str, context: int | None) -> Loaded:

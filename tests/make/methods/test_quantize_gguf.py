@@ -17,7 +17,8 @@ from sizewise.load.gguf.file import ArrayRef, GgufInfo, TensorInfo, read_gguf
 from sizewise.load.gguf.types import BY_NAME
 from sizewise.make.gguf_mix import MIXES, assign, average_bits, fitting, may_change
 from sizewise.make.method import Made
-from sizewise.make.methods.quantize_gguf import Type, quantize_gguf
+from sizewise.make.methods.quantize_gguf import quantize_gguf
+from sizewise.make.repack import Type
 
 TYPES: tuple[Type, ...] = typing.get_args(Type)
 
