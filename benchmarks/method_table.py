@@ -37,19 +37,18 @@ from sizewise.pick.account import account_of
 
 BASE, CHECKPOINT = "table-base", "table-checkpoint"  # the model in 16 bits: as a GGUF, and as a checkpoint
 MADE = "table-made"
-_GGUF_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
+_GGUF_TYPES = ("Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 # Settings of the methods. A method that is not named here is made with its defaults.
 SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
-    **{name: ({"bits": 8}, {"bits": 4}, {"bits": 3}) for name in ("rtn", "hqq")},
-    **{name: ({"bits": 4}, {"bits": 3}, {"bits": 2}) for name in ("gptq", "awq")},
-    "lut": ({"bits": 4}, {"bits": 3}),
+    **{name: ({"bits": 4}, {"bits": 3}) for name in ("rtn", "hqq", "gptq", "awq", "lut")},
     **{name: [{"type": each} for each in _GGUF_TYPES] for name in ("quantize-gguf", "gguf")},
-    "export-gguf": ({"type": "auto"}, {"type": "Q4_K_M"}),
-    **{name: ({"sparsity": 0.5}, {"pattern": "2:4"}) for name in ("magnitude", "obd", "wanda", "sparsegpt")},
-    "depth": ({"share": 0.1}, {"share": 0.25}),
-    "width": ({"ffn": 0.1}, {"ffn": 0.25}),
-    "slicegpt": ({"share": 0.1}, {"share": 0.2}),
-    **{name: ({"keep": 0.9}, {"keep": 0.8}) for name in ("svd", "asvd", "svd-llm")},
+    "export-gguf": ({"type": "auto"},),
+    **{name: ({"sparsity": 0.5},) for name in ("magnitude", "obd", "wanda")},
+    "sparsegpt": ({"sparsity": 0.5}, {"pattern": "2:4"}),
+    "depth": ({"share": 0.1},),
+    "width": ({"ffn": 0.1},),
+    "slicegpt": ({"share": 0.1},),
+    **{name: ({"keep": 0.9},) for name in ("svd", "asvd", "svd-llm")},
 }
 _LEFT_OUT = ("import-gguf",)  # the checkpoint that others begin with
 
