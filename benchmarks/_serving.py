@@ -1,7 +1,9 @@
 """What the benchmarks of serving share: our server as a process, the engine's own server, one client for both."""
 
 import asyncio
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +51,27 @@ def engine(model: str, threads: int, parallel: int, context: int) -> Iterator[Up
         yield Upstream(server.host, server.port, server.key)
     finally:
         server.close()
+
+
+@contextmanager
+def llama_cpp_python(python: str, model: str, threads: int, context: int) -> Iterator[Upstream]:
+    """llama-cpp-python's server, which answers one request at a time; `python` has it installed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    file = next(iter(find_model(model).files.values()))
+    command = [python, "-m", "llama_cpp.server", "--model", str(file), "--port", str(port), "--n_ctx", str(context)]
+    command += ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--interrupt_requests", "false"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.2)
+        yield Upstream("127.0.0.1", port, "none")
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 async def answer(server: Upstream, model: str, prompt: str, tokens: int) -> Timed:
