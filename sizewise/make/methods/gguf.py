@@ -7,15 +7,16 @@ ordinary GGUF.
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from sizewise.core.errors import Unsupported, UsageError
 from sizewise.core.events import Listener
 from sizewise.core.model import Model
 from sizewise.core.params import Range, Search
 from sizewise.load.gguf.file import GgufInfo, read_gguf
+from sizewise.load.gguf.types import GgmlType
 from sizewise.load.gguf.write import copy_gguf
-from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, load_calibration
+from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, Calibration, load_calibration
 from sizewise.make.gguf_descent import ROUNDS
 from sizewise.make.gguf_encoder import Encoder
 from sizewise.make.gguf_mix import assign, average_bits, may_change
@@ -77,37 +78,53 @@ def gguf(
         Unsupported: the family has no GGUF architecture, or the base is neither a checkpoint nor a GGUF of one file.
         UsageError: the base is quantized already and `dequantize` was not asked for, or there is too little text.
     """
+    _refuse_packed(base, dequantize)
+    folder, note = checkpoint_of(base, out, listen)
+    text = load_calibration(calibration, folder, tokens=tokens, window=window, seed=seed)
+    info = _whole(base, folder, out)
+    encoder = Encoder(folder, info, tries=tries, rounds=rounds, damp=damp)
+    chosen, figures = _types(
+        encoder, Recorded(base.digest, text.digest, encoder.layout), folder, text, type, types, listen
+    )
+    target = out / "model.gguf"
+    copy_gguf(info, target, chosen, encoder.encode, file_type=type, listen=listen)
+    if info.path.parent == out:
+        info.path.unlink()
+    figures |= _figures(info, chosen, text)
+    return Made("gguf", {"model.gguf": target}, type, info.parameters, figures, note, architecture=info.architecture)
+
+
+def _types(
+    encoder: Encoder, recorded: Recorded, folder: Path, text: Calibration, type: Type, types: str, listen: Listener
+) -> tuple[dict[str, GgmlType], dict[str, Any]]:
+    """Let the encoder know the inputs; then the type of each tensor, and what that is expected to cost."""
+    recorded.gather(folder, text.windows, ["hessian"], listen)
+    encoder.use(recorded)
+    chosen = assign(encoder.info, type)
+    if types == "mix":
+        return chosen, {}
+    gradients = Gradients(recorded.folder / "outputs", encoder.layout)
+    gradients.gather(folder, text.windows[:_GRADIENT_WINDOWS], listen)
+    chosen, kl = measured(encoder, pulls_of(encoder.layout, recorded, gradients), chosen)
+    return chosen, {"expected_kl": kl}
+
+
+def _refuse_packed(base: Model, dequantize: bool) -> None:
     if base.kind == "gguf" and base.quantization not in ("F32", "F16", "BF16") and not dequantize:
         raise UsageError(
             f"{base.name} is already {base.quantization}: start from a model in 16 bits, or pass --dequantize "
             "to unpack it first and keep its rounding errors"
         )
-    folder, note = checkpoint_of(base, out, listen)
-    text = load_calibration(calibration, folder, tokens=tokens, window=window, seed=seed)
-    info = _whole(base, folder, out)
-    encoder = Encoder(folder, info, tries=tries, rounds=rounds, damp=damp)
-    recorded = Recorded(base.digest, text.digest, encoder.layout)
-    recorded.gather(folder, text.windows, ["hessian"], listen)
-    encoder.use(recorded)
-    chosen, expected = assign(info, type), {}
-    if types == "measured":
-        gradients = Gradients(recorded.folder / "outputs", encoder.layout)
-        gradients.gather(folder, text.windows[:_GRADIENT_WINDOWS], listen)
-        chosen, kl = measured(encoder, pulls_of(encoder.layout, recorded, gradients), chosen)
-        expected = {"expected_kl": kl}
-    target = out / "model.gguf"
-    copy_gguf(info, target, chosen, encoder.encode, file_type=type, listen=listen)
-    if info.path.parent == out:
-        info.path.unlink()
-    figures = {
+
+
+def _figures(info: GgufInfo, chosen: dict[str, GgmlType], text: Calibration) -> dict[str, Any]:
+    return {
         "weight_bits": round(average_bits(info, chosen), 4),
         "calibration": text.name,
         "calibration_digest": text.digest,
         "calibration_tokens": text.windows.numel(),
         "types": dict(Counter(chosen[tensor.name].name for tensor in info.tensors if may_change(tensor))),
-        **expected,
     }
-    return Made("gguf", {"model.gguf": target}, type, info.parameters, figures, note, architecture=info.architecture)
 
 
 def _whole(base: Model, folder: Path, out: Path) -> GgufInfo:
