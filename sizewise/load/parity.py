@@ -48,8 +48,10 @@ _QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERB
 _QUIET |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _TOP, _ANSWER, _ROW = 10, 8, 48  # likeliest tokens compared, tokens of an answer, tokens of a row
 # Largest difference of a log-probability that is put down to rounding, by how the copy's weights are stored.
-BOUNDS = {"F32": 0.01, "F16": 0.1, "BF16": 0.5}
-_ROUNDED, _MEAN = 3.0, 0.3  # llama.cpp multiplies quantized weights with activations rounded to 8 bits
+# Rare tokens differ most; another model differs everywhere, so that the mean has a bound of its own, a tenth of it.
+# (SmolLM2 in F16, llama.cpp beside torch: 0.14 at most, 0.0033 on average.)
+BOUNDS = {"F32": 0.01, "F16": 0.3, "BF16": 0.5}
+_ROUNDED = 3.0  # llama.cpp multiplies quantized weights with activations rounded to 8 bits
 _TABLED = frozenset(
     {"gpt2", "phi2", "falcon", "gemma2", "gemma3"}
 )  # llama.cpp reads GELU from a table of 16-bit numbers
@@ -149,10 +151,10 @@ def compare(
         gaps = np.abs(other.at(seen.rows, seen.likeliest[..., 0]) - seen.likeliest[..., 1])
         worst, mean, beyond = float(gaps.max()), float(gaps.mean()), float((~(gaps <= bound)).any(axis=1).mean())
         allowed = max(_TIES.get(model.architecture, 0.0) for model in (seen.model, copy))
-        if beyond > allowed or (bound >= _ROUNDED and not mean <= _MEAN):
+        if beyond > allowed or not (allowed or mean <= bound / 10):
             differences.append(
                 f"log-probabilities of the {_TOP} likeliest tokens differ by up to {worst:.4g} (mean {mean:.2g}), more "
-                f"than rounding explains ({bound:g})"
+                f"than rounding explains ({bound:g}, mean {bound / 10:g})"
             )
         if not allowed:
             differences += _compare_answers(seen.answers, other.greedy(seen.rows), bound)

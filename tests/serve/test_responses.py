@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from served import Served
 
 from sizewise.core.model import Model
@@ -18,7 +18,7 @@ MODEL = Model("m", "gguf", "sha256:0", {}, 0)
 
 
 class City(BaseModel):
-    name: str
+    name: str = Field(max_length=30)  # a model this small may go on and on within a text
     big: bool
 
 
@@ -109,7 +109,11 @@ def test_the_package_follows_the_stream(client: openai.OpenAI) -> None:
 @pytest.mark.model
 def test_typed_answers(client: openai.OpenAI) -> None:
     parsed = client.responses.parse(
-        model="smollm2", input="Which city is the capital of France?", text_format=City, max_output_tokens=200
+        model="smollm2",
+        input="Which city is the capital of France?",
+        text_format=City,
+        max_output_tokens=200,
+        temperature=0,
     )
     assert isinstance(parsed.output_parsed, City)
 
