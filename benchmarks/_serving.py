@@ -78,7 +78,7 @@ async def answer(server: Upstream, model: str, prompt: str, tokens: int) -> Time
     """Stream one completion of so many tokens; both servers speak OpenAI's form of it."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
     body["stream_options"] = {"include_usage": True}  # an event may hold several tokens
-    began, first, made = time.perf_counter(), 0.0, 0
+    began, first, made, events = time.perf_counter(), 0.0, 0, 0
     async for batch in server.stream("/v1/completions", body):
         for data in batch:
             if data.strip() == b"[DONE]":
@@ -86,8 +86,9 @@ async def answer(server: Upstream, model: str, prompt: str, tokens: int) -> Time
             event = json.loads(data)
             if any(choice.get("text") for choice in event.get("choices", ())):
                 first = first or time.perf_counter() - began
+                events += 1
             made = (event.get("usage") or {}).get("completion_tokens", made)
-    return Timed(made, first, time.perf_counter() - began)
+    return Timed(made or events, first, time.perf_counter() - began)  # who tells no usage sends token by token
 
 
 async def together(server: Upstream, model: str, prompts: list[str], tokens: int) -> tuple[list[Timed], float]:

@@ -18,7 +18,7 @@ depends on, until the chain is done: a chain that was interrupted, or whose late
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sizewise.core.errors import BadModel, BadRow, StorageError, UnknownName, Us
 from sizewise.core.events import Listener, silent
 from sizewise.core.model import Model
 from sizewise.core.params import Parameter, schema_of
+from sizewise.core.recipe import Recipe, RecipeStep
 from sizewise.core.references import parse_name, parse_reference
 from sizewise.load.home import home
 from sizewise.load.models import find_model
@@ -39,23 +40,7 @@ _HEADER = re.compile(r"\s*\[\[\s*step\s*\]\]")
 _MOST_BYTES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One method of a chain with the options that the file gives."""
-
-    method: str
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A recipe as it is written."""
-
-    steps: tuple[Step, ...]
-    seed: int = 0
-
-
-def load_recipe(path: Path | str) -> Chain:
+def load_recipe(path: Path | str) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -75,7 +60,7 @@ def load_recipe(path: Path | str) -> Chain:
 
 
 def make_chain(
-    chain: Chain,
+    chain: Recipe,
     base: str,
     *,
     name: str,
@@ -152,7 +137,7 @@ class _Reader:
         headers = [number for number, line in enumerate(self.lines, 1) if _HEADER.match(line)]
         self.starts = [0, *headers]
 
-    def chain(self) -> Chain:
+    def chain(self) -> Recipe:
         """All of it, checked."""
         for key in self.keys:
             if key not in _KEYS:
@@ -164,9 +149,9 @@ class _Reader:
             raise self._bad(0, "step", "a recipe has one or more tables [[step]], each with a method")
         made = tuple(self._step(place, step) for place, step in enumerate(steps, 1))
         self._check_order(made)
-        return Chain(made, seed)
+        return Recipe(made, seed)
 
-    def _step(self, place: int, keys: dict[str, Any]) -> Step:
+    def _step(self, place: int, keys: dict[str, Any]) -> RecipeStep:
         known, method = methods(), keys.get("method")
         if not isinstance(method, str):
             raise self._bad(place, "method", 'a step names its method: method = "gptq"')
@@ -181,7 +166,7 @@ class _Reader:
             check_options(method, function, options)
         except UsageError as error:
             raise self._bad(place, "method", str(error)) from error
-        return Step(method, options)
+        return RecipeStep(method, options)
 
     def _options(self, place: int, method: str, schema: dict[str, Parameter], keys: dict[str, Any]) -> dict[str, Any]:
         options = {}
@@ -198,7 +183,7 @@ class _Reader:
                 options[key] = str(self.path.parent / value)
         return options
 
-    def _check_order(self, steps: Iterable[Step]) -> None:
+    def _check_order(self, steps: Iterable[RecipeStep]) -> None:
         packed = ""
         for place, step in enumerate(steps, 1):
             function = methods().get(step.method)

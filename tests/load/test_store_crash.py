@@ -158,9 +158,9 @@ from pathlib import Path
 from sizewise.core.errors import Locked, StorageError, UnknownName
 from sizewise.core.references import parse_name
 from sizewise.load.store.store import Layer, Store
-store, chance = Store(), random.Random(int(sys.argv[1]))
-for _ in range(40):
-    name = parse_name(f"m{chance.randrange(4)}")
+store, chance, names = Store(), random.Random(int(sys.argv[1])), int(sys.argv[2])
+for _ in range(80):
+    name = parse_name(f"m{chance.randrange(names)}")
     action = chance.choice(["put", "put", "remove", "copy", "gc"])
     try:
         if action == "put":
@@ -170,7 +170,7 @@ for _ in range(40):
         elif action == "remove":
             store.remove(name)
         elif action == "copy":
-            store.copy(name, parse_name(f"m{chance.randrange(4)}"))
+            store.copy(name, parse_name(f"m{chance.randrange(names)}"))
         else:
             store.collect_garbage(grace_s=0)
     except (UnknownName, Locked):
@@ -180,10 +180,11 @@ for _ in range(40):
 """
 
 
-def test_two_processes_at_once_leave_no_name_without_its_data(store: Store) -> None:
+@pytest.mark.parametrize("names", [1, 4])  # with one, the folders of names come and go all the time
+def test_processes_at_once_leave_no_name_without_its_data(store: Store, names: int) -> None:
     command = [sys.executable, "-c", WORKER]
     children = [
-        subprocess.Popen([*command, str(seed)], env=environment(store), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(seed), str(names)], env=environment(store), stderr=subprocess.PIPE, text=True)
         for seed in (1, 2, 3)
     ]
     for child in children:

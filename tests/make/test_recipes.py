@@ -12,11 +12,12 @@ import pytest
 from sizewise.core.errors import BadRow, StorageError, UnknownName, UsageError
 from sizewise.core.events import Progress
 from sizewise.core.model import Model
+from sizewise.core.recipe import Recipe, RecipeStep
 from sizewise.load.home import home
 from sizewise.load.models import find_model
 from sizewise.load.store.store import Store
 from sizewise.make.apply import make
-from sizewise.make.recipes import Chain, Step, load_recipe, make_chain
+from sizewise.make.recipes import load_recipe, make_chain
 
 Family = Callable[[str], Path]
 SMALL = "tokens = 240\nwindow = 40\n"
@@ -56,7 +57,7 @@ def bytes_of(model: Model) -> dict[str, bytes]:
 
 def test_a_recipe_is_read_as_it_is_written(tmp_path: Path) -> None:
     chain = load_recipe(written(tmp_path, '\ufeff[[step]]\r\nmethod = "wanda"\r\ncalibration = "mine.txt"\r\n'))
-    assert chain == Chain((Step("wanda", {"calibration": str(tmp_path / "mine.txt")}),), 0)
+    assert chain == Recipe((RecipeStep("wanda", {"calibration": str(tmp_path / "mine.txt")}),), 0)
     assert [step.method for step in load_recipe(written(tmp_path, CHAIN)).steps] == ["wanda", "magnitude", "gptq"]
 
 

@@ -4,6 +4,7 @@ Integers and codebooks are unpacked for each call, some rows at a time, so that 
 memory as floating-point numbers. Thin factors are two products. LLM.int8() multiplies integers as they are.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,7 @@ _FEW = 8  # rows that torch's product of bfloat16 and bytes multiplies faster th
 _KERNEL_WIDTH = 32  # its columns must be a multiple of this: it returns wrong numbers for the rest
 
 
-class Small(nn.Module):
+class Small(nn.Module, ABC):
     """y = W x + b with W in a small form. `parts` are the tensors of the form as files hold them."""
 
     bias: Tensor | None
@@ -28,13 +29,13 @@ class Small(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
         self.take(parts)
 
+    @abstractmethod
     def take(self, parts: dict[str, Tensor]) -> None:
         """Keep what is needed of the form as buffers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -50,9 +51,9 @@ class _Unpacked(Small):
     words: Tensor
     columns: int
 
+    @abstractmethod
     def weight_rows(self, first: int, last: int) -> Tensor:
         """(last - first, in) float32: rows of the dense matrix."""
-        raise NotImplementedError
 
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""

@@ -23,6 +23,7 @@ from sizewise.core.errors import BadModel, DigestMismatch, DiskFull, Locked, Sto
 from sizewise.core.units import format_bytes
 
 CHUNK = 1 << 20  # bytes read and hashed at once
+_TRIES = 100  # to rename into a folder that others remove
 TEMPORARY = ".tmp-"  # how every temporary name begins
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _passages: dict[str, int] = {}
@@ -67,7 +68,7 @@ def write_atomic(
         DiskFull: there is no room; nothing is left behind.
     """
     with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        (temp_folder or target.parent).mkdir(parents=True, exist_ok=True)
         with _staged(temp_folder or target.parent, chunks) as (temp, digest, size):
             if expected and digest != expected:
                 raise DigestMismatch(f"{target.name}: the bytes have digest {digest}, expected {expected}")
@@ -112,14 +113,26 @@ def _staged(folder: Path, chunks: Iterable[bytes]) -> Iterator[tuple[Path, str, 
 def publish(temp: Path, target: Path) -> None:
     """Give a finished file its name, and make that survive a loss of power."""
     fault("rename")
-    os.replace(temp, target)
+    _rename(temp, target)
     sync_folder(target.parent)
     fault("done")
 
 
+def _rename(temp: Path, target: Path) -> None:
+    # Who removes the last name in a folder removes the folder too, between our making it and our using it.
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return os.replace(temp, target)
+    return os.replace(temp, target)
+
+
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk; file systems that cannot are left alone."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Force a folder's entries to disk; one that is gone has none, and file systems that cannot are left alone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

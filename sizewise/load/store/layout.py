@@ -101,16 +101,17 @@ class Layout:
         """Every name in the store with the file that defines it. Files that cannot be a name are passed over."""
         seen: set[NameRef] = set()
         for root in (self.manifests_v2, self.manifests):
-            for path in sorted(root.glob("*/*/*/*")):
+            for path in _four_deep(root):
                 name = self.name_of(root, path)
-                if name and name not in seen and path.is_file():
+                entries = self.entries(name) if name and name not in seen and path.is_file() else ()
+                if name and entries:  # none where the name was removed meanwhile
                     seen.add(name)
-                    yield name, self.entries(name)[0]
+                    yield name, entries[0]
 
     def manifest_files(self) -> Iterator[Path]:
         """Every manifest file of either kind, also those that a newer one hides."""
         for root in (self.manifests_v2, self.manifests):
-            for path in sorted(root.glob("*/*/*/*")):
+            for path in _four_deep(root):
                 if self.name_of(root, path) and path.is_file():
                     yield path
 
@@ -134,8 +135,20 @@ class Layout:
 
 def _children(folder: Path, wanted: str) -> list[Path]:
     """Entries of a folder whose name is `wanted` in any case, the lower-case one first."""
-    try:
-        names = [name for name in os.listdir(folder) if name.lower() == wanted.lower()]
-    except OSError:  # the folder is not there (or is a file): nothing of that name
-        return []
+    names = [name for name in _listed(folder) if name.lower() == wanted.lower()]
     return [folder / name for name in sorted(names, key=lambda name: (name != name.lower(), name))]
+
+
+def _four_deep(root: Path) -> list[Path]:
+    """All of host/namespace/model/tag below a folder, sorted. Not by glob, which stumbles over folders that go away."""
+    folders = [root]
+    for _ in range(4):
+        folders = [folder / name for folder in folders for name in _listed(folder)]
+    return sorted(folders)
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # it is not there, not any more, or is a file: nothing in it
+        return []

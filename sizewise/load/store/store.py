@@ -61,12 +61,7 @@ class Store:
             UnknownName: the store has no such name.
             BadModel: its manifest is damaged.
         """
-        for path in self.layout.entries(name):
-            with contextlib.suppress(FileNotFoundError):
-                data, modified = self._manifest_bytes(path)
-                return self._manifest(name, data, modified)
-        known = [str(found) for found, _ in self.layout.names()]
-        raise UnknownName("model", str(name), known, remedy=f"`sizewise pull {name}` gets it")
+        return self._manifest(name, *self._read(name))
 
     def manifest_bytes(self, name: NameRef) -> bytes:
         """The manifest of that name as it is written.
@@ -74,8 +69,7 @@ class Store:
         Raises:
             UnknownName: the store has no such name.
         """
-        self.get(name)
-        return self._manifest_bytes(self.layout.entries(name)[0])[0]
+        return self._read(name)[0]
 
     def blob(self, digest: str) -> Path:
         """The path of a blob, whether or not it is there."""
@@ -273,7 +267,10 @@ class Store:
         """
         used = set()
         for path in self.layout.manifest_files():
-            data = path.read_bytes()
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:  # its name was removed meanwhile
+                continue
             used |= {digest_of_bytes(data)}  # a newer Ollama keeps manifests as blobs, too
             body = parse_manifest(data, str(path))
             for child in body.get("manifests", []):
@@ -289,6 +286,13 @@ class Store:
         for path in (self.blob(digest), self.layout.link_record(digest)):
             atomic.fault("unlink")
             path.unlink(missing_ok=True)
+
+    def _read(self, name: NameRef) -> tuple[bytes, float]:
+        for path in self.layout.entries(name):
+            with contextlib.suppress(FileNotFoundError):
+                return self._manifest_bytes(path)
+        known = [str(found) for found, _ in self.layout.names()]
+        raise UnknownName("model", str(name), known, remedy=f"`sizewise pull {name}` gets it")
 
     def _manifest_bytes(self, path: Path) -> tuple[bytes, float]:
         """A manifest's bytes and age; of a list of several builds, those of the build in GGUF."""
