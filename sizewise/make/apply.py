@@ -65,7 +65,7 @@ class Job:
     seed: int
     store: Store
     listen: Listener
-    settings: dict[str, Any]  # of the walk, for weight and structure methods
+    settings: dict[str, Any]  # `walk_settings`, for methods that `shrinks` is true of
     earlier: Earlier | None = None  # None where the method is all of the recipe
 
     @property
@@ -75,8 +75,8 @@ class Job:
 
     @property
     def shrinks(self) -> bool:
-        """True where the method works on the weights of a network."""
-        return kind_of(self.function) in ("weight", "structure")
+        """True where the method works on the weights of a network, or needs calibration text."""
+        return kind_of(self.function) in ("weight", "structure") or "calibration" in wants(self.function)
 
     @property
     def whole(self) -> bool:

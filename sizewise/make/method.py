@@ -54,12 +54,13 @@ NETWORK_STATISTICS = {
 # ("q", "up", ...), and whether something before them can absorb a scale of that input.
 # structure: the layout, config.json as a dict, a mapping from names to tensors that reads when asked, the calibration
 # texts, their tokens, the tokenizer's folder.
-# model: the base model, a folder to write in, the seed, who listens to progress.
+# model: the base model, a folder to write in, the seed, who listens to progress; the base unpacked into a checkpoint
+# folder and calibration text in tokens, which only methods that want `calibration` get.
 # head: the training texts, their labels, the base encoder's (n, width) embeddings of them, the seed.
 WANTED: dict[MethodKind, frozenset[str]] = {
     "weight": frozenset({"weight", "weights", "roles", "scalable", "seed", *INPUT_STATISTICS}),
     "structure": frozenset({"layout", "config", "tensors", "texts", "tokens", "folder", "seed", *NETWORK_STATISTICS}),
-    "model": frozenset({"base", "out", "seed", "listen", "calibration"}),
+    "model": frozenset({"base", "out", "seed", "listen", "checkpoint", "calibration"}),
     "head": frozenset({"texts", "labels", "embeddings", "seed"}),
 }
 

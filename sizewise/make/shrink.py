@@ -1,4 +1,4 @@
-"""Weight and structure methods on a whole model: its checkpoint, its calibration text, its statistics, the result.
+"""Methods for a network's weights, on a whole model: its checkpoint, calibration text, statistics, and the result.
 
 A GGUF is unpacked into a checkpoint first, once, and kept in the cache. What belongs to the walk and not to a method
 (which text, how much of it, which matrices) has a schema of its own, `walk_settings`, from which flags and recipe keys
@@ -25,7 +25,7 @@ from sizewise.load.home import home
 from sizewise.load.layers import Layout, layout_of
 from sizewise.load.store.atomic import locked, storage_errors, temporary, write_atomic
 from sizewise.make.budget import widths_within
-from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, Calibration, load_calibration
+from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, Calibration, load_calibration, read_texts
 from sizewise.make.gradients import Gradients
 from sizewise.make.method import Made, kind_of, needs_calibration, purpose_of, statistics_of, wants
 from sizewise.make.packed import Reshaped
@@ -83,11 +83,11 @@ def settings_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     """Those options of `walk_settings` that mean something for a method."""
     kind, quantizes = kind_of(function), purpose_of(function) == "Quantize"
     fitting = set()
-    if kind == "weight" or (kind == "structure" and needs_calibration(function)):
-        fitting = {"calibration", "tokens", "window"}
+    if kind == "weight" or (kind != "head" and needs_calibration(function)):
+        fitting = {"calibration", "tokens", "window"} | ({"dequantize"} if quantizes else set())
     if kind == "weight":
         own = {parameter.name for parameter in schema_of(function)}
-        fitting |= {"sequential", "parts"} | ({"dequantize"} if quantizes else set())
+        fitting |= {"sequential", "parts"}
         fitting |= {"budget"} if quantizes and "bits" in own else set()
     return tuple(parameter for parameter in schema_of(walk_settings) if parameter.name in fitting)
 
@@ -124,20 +124,24 @@ def shrink(order: Order, folder: Path) -> Shrunk:
         UsageError: the base is quantized already, or the method does not fit its shapes.
         Unsupported: the base is no language model whose family is known.
     """
-    base, note = checkpoint_of(order.base, folder, order.listen)
-    _refuse_quantized(order, base)
-    layout = layout_of(base)
     settings, function = order.settings, order.function
-    calibration = None
     asked = settings.sequential or settings.budget is not None
-    if needs_calibration(function) or (asked and kind_of(function) == "weight"):
+    calibrated = needs_calibration(function) or (asked and kind_of(function) == "weight")
+    if settings.calibration and not calibrated:
+        raise UsageError(f"{order.method} uses no calibration text; leave {settings.calibration!r} out")
+    if settings.calibration:
+        read_texts(Path(settings.calibration))  # what is wrong with it is told before a GGUF is unpacked
+    _refuse_quantized(order)
+    base, note = checkpoint_of(order.base, folder, order.listen)
+    calibration = None
+    if calibrated:
         calibration = load_calibration(
             settings.calibration, base, tokens=settings.tokens, window=settings.window, seed=order.seed
         )
-    elif settings.calibration:
-        raise UsageError(f"{order.method} uses no calibration text; leave {settings.calibration!r} out")
+    if kind_of(function) == "model":
+        return Shrunk(_write_file(order, base, folder / "out", calibration, note), calibration)
     change = _change_weights if kind_of(function) == "weight" else _change_structure
-    return Shrunk(change(order, base, folder / "out", layout, calibration, note), calibration)
+    return Shrunk(change(order, base, folder / "out", layout_of(base), calibration, note), calibration)
 
 
 def checkpoint_of(base: Model, folder: Path, listen: Listener) -> tuple[Path, str]:
@@ -185,9 +189,10 @@ def _imported(base: Model, listen: Listener) -> tuple[Path, str]:
     return place, str(read_json(said)["note"]) or base.lineage.note
 
 
-def _refuse_quantized(order: Order, folder: Path) -> None:
+def _refuse_quantized(order: Order) -> None:
     base = order.base
-    if "quantization_config" in read_json(folder / "config.json"):
+    config = base.files.get("config.json")
+    if base.kind == "checkpoint" and config and "quantization_config" in read_json(config):
         raise UsageError(
             f"{base.name} is packed in {base.quantization or 'few bits'}: start from what it was made from"
         )
@@ -284,3 +289,18 @@ def _change_structure(
     written = elements(TensorSource(out))
     notes = "; ".join(part for part in (note, made.note) if part)
     return Made("checkpoint", files, "", written, dict(made.figures), notes, made.architecture)
+
+
+def _write_file(order: Order, base: Path, out: Path, calibration: Calibration | None, note: str) -> Made:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    given = {
+        "base": order.base,
+        "checkpoint": base,
+        "calibration": calibration,
+        "out": out,
+        "seed": order.seed,
+        "listen": order.listen,
+    }
+    made: Made = order.function(*(given[name] for name in wants(order.function)), **order.options)
+    return replace(made, note="; ".join(part for part in (note, made.note) if part))

@@ -20,7 +20,7 @@ from sizewise.load.models import find_model, list_models
 from sizewise.load.open import open_runner
 from sizewise.load.runner import Options
 from sizewise.load.store.store import Store
-from sizewise.make.apply import make
+from sizewise.make.apply import check_options, make
 from sizewise.make.method import WANTED, kind_of, methods, wants
 
 NAMES = methods().names()
@@ -162,7 +162,8 @@ def test_its_lineage_can_be_followed(name: str, made: MadeOnce, bases: dict[str,
     assert model.lineage.recipe is not None
     (step,) = model.lineage.recipe.steps
     assert (step.method, model.lineage.recipe.seed) == (name, 1)
-    assert step.options == validate(methods().get(name), TINY_OPTIONS.get(name, {}), name)
+    own, shared = check_options(name, methods().get(name), TINY_OPTIONS.get(name, {}))
+    assert step.options == own | {key: value for key, value in shared.items() if key != "calibration"}
     if base:
         assert (model.lineage.parent_name, model.lineage.parent_digest) == (base, find_model(base, store).digest)
     if task:

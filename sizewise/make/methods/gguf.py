@@ -9,14 +9,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sizewise.core.errors import Unsupported, UsageError
+from sizewise.core.errors import Unsupported
 from sizewise.core.events import Listener
 from sizewise.core.model import Model
 from sizewise.core.params import Range, Search
 from sizewise.load.gguf.file import GgufInfo, read_gguf
 from sizewise.load.gguf.types import GgmlType
 from sizewise.load.gguf.write import copy_gguf
-from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, Calibration, load_calibration
+from sizewise.make.calibration import Calibration
 from sizewise.make.gguf_descent import ROUNDS
 from sizewise.make.gguf_encoder import Encoder
 from sizewise.make.gguf_mix import assign, average_bits, may_change
@@ -25,7 +25,6 @@ from sizewise.make.gguf_sweep import TRIES
 from sizewise.make.gradients import Gradients
 from sizewise.make.method import Made, model_method
 from sizewise.make.recorded import Recorded
-from sizewise.make.shrink import checkpoint_of
 
 # fmt: off
 Type = Literal[
@@ -39,59 +38,48 @@ _GRADIENT_WINDOWS = 8  # which tensors are sensitive shows in few
 @model_method
 def gguf(
     base: Model,
+    checkpoint: Path,
+    calibration: Calibration,
     out: Path,
-    seed: int,
     listen: Listener,
     *,
     type: Annotated[Type, Search("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")] = "Q4_K_M",
     types: Literal["measured", "mix"] = "measured",
-    calibration: str | None = None,
-    tokens: Annotated[int, Range(1)] = DEFAULT_TOKENS,
-    window: Annotated[int, Range(2)] = DEFAULT_WINDOW,
     damp: Annotated[float, Range(0, 1)] = 0.01,
     tries: Annotated[int, Range(1, 100)] = TRIES,
     rounds: Annotated[int, Range(0, 100)] = ROUNDS,
-    dequantize: bool = False,
 ) -> Made:
     """Quantize: into the types of GGUF, each error made up for by other weights (GPTQ and coordinate descent).
 
     Args:
         base: a checkpoint, or a GGUF of one file.
+        checkpoint: the base as a checkpoint folder.
+        calibration: text that shows what inputs occur.
         out: folder for the new file.
-        seed: of the order of the calibration documents.
         listen: hears the blocks calibrated and the bytes written.
         type: name of the mix, from most to fewest bits per weight, as llama.cpp defines it.
         types: "mix" takes the mix's own type for every tensor; "measured" gives bits to the tensors that need them
             most, in no more bytes than the mix takes.
-        calibration: text that shows what inputs occur, a .txt or .jsonl file; else the text that comes with sizewise.
-        tokens: how many tokens of it to use.
-        window: how many tokens the model sees at a time.
         damp: share of each Hessian's mean diagonal that is added to its diagonal.
         tries: scales that are tried for each group of weights.
         rounds: of coordinate descent after the sweep; 0 = none.
-        dequantize: allow a base that is quantized already; its rounding errors stay.
 
     Returns:
         One file, "model.gguf".
 
     Raises:
-        Unsupported: the family has no GGUF architecture, or the base is neither a checkpoint nor a GGUF of one file.
-        UsageError: the base is quantized already and `dequantize` was not asked for, or there is too little text.
+        Unsupported: the family has no GGUF architecture, or the base is one part of a split GGUF.
     """
-    _refuse_packed(base, dequantize)
-    folder, note = checkpoint_of(base, out, listen)
-    text = load_calibration(calibration, folder, tokens=tokens, window=window, seed=seed)
-    info = _whole(base, folder, out)
-    encoder = Encoder(folder, info, tries=tries, rounds=rounds, damp=damp)
-    chosen, figures = _types(
-        encoder, Recorded(base.digest, text.digest, encoder.layout), folder, text, type, types, listen
-    )
+    info = _whole(base, checkpoint, out)
+    encoder = Encoder(checkpoint, info, tries=tries, rounds=rounds, damp=damp)
+    recorded = Recorded(base.digest, calibration.digest, encoder.layout)
+    chosen, figures = _types(encoder, recorded, checkpoint, calibration, type, types, listen)
     target = out / "model.gguf"
     copy_gguf(info, target, chosen, encoder.encode, file_type=type, listen=listen)
     if info.path.parent == out:
         info.path.unlink()
-    figures |= _figures(info, chosen, text)
-    return Made("gguf", {"model.gguf": target}, type, info.parameters, figures, note, architecture=info.architecture)
+    figures |= _figures(info, chosen, calibration)
+    return Made("gguf", {"model.gguf": target}, type, info.parameters, figures, architecture=info.architecture)
 
 
 def _types(
@@ -109,19 +97,9 @@ def _types(
     return chosen, {"expected_kl": kl}
 
 
-def _refuse_packed(base: Model, dequantize: bool) -> None:
-    if base.kind == "gguf" and base.quantization not in ("F32", "F16", "BF16") and not dequantize:
-        raise UsageError(
-            f"{base.name} is already {base.quantization}: start from a model in 16 bits, or pass --dequantize "
-            "to unpack it first and keep its rounding errors"
-        )
-
-
 def _figures(info: GgufInfo, chosen: dict[str, GgmlType], text: Calibration) -> dict[str, Any]:
     return {
         "weight_bits": round(average_bits(info, chosen), 4),
-        "calibration": text.name,
-        "calibration_digest": text.digest,
         "calibration_tokens": text.windows.numel(),
         "types": dict(Counter(chosen[tensor.name].name for tensor in info.tensors if may_change(tensor))),
     }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_gguf import write_tiny_llama
 
-from sizewise.core.errors import UsageError
+from sizewise.core.errors import StorageError, UsageError
 from sizewise.core.model import Model
 from sizewise.load.gguf.file import read_gguf
 from sizewise.load.layers import layout_of
@@ -46,6 +46,8 @@ def test_measured_types_take_no_more_bytes_than_the_mix(base: Path, made: Model,
     assert made.size_bytes <= mix.size_bytes
     assert made.lineage.figures["expected_kl"] > 0
     assert made.lineage.figures["calibration_tokens"] == 1024
+    assert made.lineage.data_name == "calibration.jsonl"
+    assert str(made.lineage.data_digest).startswith("sha256:")
     assert sum(made.lineage.figures["types"].values()) == 15
 
 
@@ -64,6 +66,14 @@ def test_too_little_text_is_told(base: Path, store: Store, tmp_path: Path) -> No
     text.write_text("Too short.", encoding="utf-8")
     with pytest.raises(UsageError, match="give more text"):
         make("gguf", str(base), name="short", options={"calibration": str(text), **FEW}, store=store)
+
+
+def test_a_text_that_is_not_there_is_told_before_the_base_is_unpacked(base: Path, store: Store, tmp_path: Path) -> None:
+    heard: list[object] = []
+    options = {"calibration": str(tmp_path / "typo.txt"), **FEW}
+    with pytest.raises(StorageError, match=r"typo\.txt: cannot be read"):
+        make("gguf", str(base), name="typo", options=options, store=store, listen=heard.append)
+    assert heard == []
 
 
 @pytest.mark.parametrize("name", ["gpt2", "phimoe"])
