@@ -83,9 +83,8 @@ def inverse_factor(hessian: "Tensor", damp: float = 0.01) -> "Tensor":
     import torch
 
     upper = cholesky(hessian.flip(0, 1), damp).flip(0, 1)
-    identity = torch.eye(upper.shape[0], dtype=upper.dtype, device=upper.device)
-    inverse: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
-    return inverse
+    inverse: Tensor = torch.eye(upper.shape[0], dtype=upper.dtype, device=upper.device)
+    return torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)  # in place: no third such matrix
 
 
 def output_error(error: "Tensor", hessian: "Tensor") -> float:
