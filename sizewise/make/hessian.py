@@ -84,7 +84,8 @@ def inverse_factor(hessian: "Tensor", damp: float = 0.01) -> "Tensor":
 
     upper = cholesky(hessian.flip(0, 1), damp).flip(0, 1)
     inverse: Tensor = torch.eye(upper.shape[0], dtype=upper.dtype, device=upper.device)
-    return torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)  # in place: no third such matrix
+    torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)  # in place: no third such matrix
+    return inverse
 
 
 def output_error(error: "Tensor", hessian: "Tensor") -> float:

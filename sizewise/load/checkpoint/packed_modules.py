@@ -1,7 +1,9 @@
 """Modules that multiply with matrices in small forms. Runs in the child of the torch runner.
 
-Integers and codebooks are unpacked for each call, some rows at a time, so that no more than a few of them are ever in
-memory as floating-point numbers. Thin factors are two products. LLM.int8() multiplies integers as they are.
+Integers of at most 4 bits in groups go to torch's own product of bfloat16 and 4-bit integers where a CPU computes in
+bfloat16. Other integers and codebooks are unpacked for each call, some rows at a time, so that no more than a few of
+them are ever in memory as floating-point numbers. Thin factors are two products. LLM.int8() multiplies integers as they
+are.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from sizewise.load.checkpoint.packed import Spec, zeros_of
 from sizewise.load.checkpoint.packed_bits import unpack
 
+_FOUR_GROUPS = (256, 128, 64, 32)  # how many weights of a row may share a scale in torch's 4-bit product
+_FOUR_ROWS = 64  # the number of rows must be a multiple of this for it, on every CPU that it is written for
 _PIECE = 1 << 22  # weights unpacked at once
 _FEW = 8  # rows that torch's product of bfloat16 and bytes multiplies faster than bytes are unpacked
 _KERNEL_WIDTH = 32  # its columns must be a multiple of this: it returns wrong numbers for the rest
@@ -69,6 +73,32 @@ class Uniform(_Unpacked):
     scale: Tensor
     zeros: Tensor
     groups: Tensor | None
+    four: tuple[Tensor, int, Tensor] | None = None  # what torch's 4-bit product takes, once it was called
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(n, in) -> (n, out)."""
+        group = self._four_group() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else 0
+        if not group:
+            return super().multiply(x)
+        self.four = self.four or self._as_four(group)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), *self.four)
+        return y
+
+    def _four_group(self) -> int:
+        """How many weights share a scale for torch's 4-bit product; 0 = it cannot take this form."""
+        own, odd = divmod(self.columns, self.scale.shape[1])
+        fits = self.spec.bits <= 4 and self.groups is None and not odd and len(self.scale) % _FOUR_ROWS == 0
+        return next((size for size in _FOUR_GROUPS if own % size == 0), 0) if fits else 0
+
+    def _as_four(self, group: int) -> tuple[Tensor, int, Tensor]:
+        """Its arguments: weights are (code - 8) * scale + shift. Takes the place of the words."""
+        middle = 2 ** (self.spec.bits - 1)  # becomes the kernel's 8: shifts stay small and lose little in 16 bits
+        codes = unpack(self.words, self.spec.bits, self.columns).to(torch.int32) + (8 - middle)
+        scale, zeros = self.scale.float(), self.zeros.float()
+        both = torch.stack([scale, (middle - zeros) * scale], -1).to(torch.bfloat16)
+        both = both.repeat_interleave(self.columns // scale.shape[1] // group, 1).transpose(0, 1).contiguous()
+        self.words = self.words[:, :0].clone()
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2), group, both
 
     def take(self, parts: dict[str, Tensor]) -> None:
         """Keep the parts as buffers."""
