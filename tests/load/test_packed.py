@@ -127,7 +127,8 @@ def test_rows_are_unpacked_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(module(x), whole, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize(
     "form",
     [
@@ -137,9 +138,9 @@ def test_rows_are_unpacked_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     ],
     ids=lambda form: f"{form.bits}-{form.group}-{'even' if form.symmetric else 'odd'}",
 )
-def test_up_to_four_bits_are_multiplied_as_they_are(form: Quantized, tokens: int) -> None:
-    module = module_for(spec_of(form.stored(), transposed=False), tensors_of(form.stored()), None, torch.bfloat16)
-    x = random(tokens, form.shape[1]).bfloat16()
+def test_up_to_four_bits_are_multiplied_as_they_are(form: Quantized, tokens: int, dtype: torch.dtype) -> None:
+    module = module_for(spec_of(form.stored(), transposed=False), tensors_of(form.stored()), None, dtype)
+    x = random(tokens, form.shape[1]).to(dtype)
     wanted = torch.nn.functional.linear(x.float(), form.stored().dense())
     for _ in range(2):  # the words are packed anew by the first call
         apart = (module(x).float() - wanted).norm() / wanted.norm()

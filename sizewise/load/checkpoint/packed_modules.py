@@ -1,9 +1,8 @@
 """Modules that multiply with matrices in small forms. Runs in the child of the torch runner.
 
-Integers of at most 4 bits in groups go to torch's own product of bfloat16 and 4-bit integers where a CPU computes in
-bfloat16. Other integers and codebooks are unpacked for each call, some rows at a time, so that no more than a few of
-them are ever in memory as floating-point numbers. Thin factors are two products. LLM.int8() multiplies integers as they
-are.
+On a CPU integers of at most 4 bits in groups go to torch's own product of bfloat16 and 4-bit integers. Others, and
+codebooks, are unpacked for each call, some rows at a time, so that no more than a few of them are ever in memory as
+floating-point numbers. Thin factors are two products. LLM.int8() multiplies integers as they are.
 """
 
 from abc import ABC, abstractmethod
@@ -68,7 +67,10 @@ class _Unpacked(Small):
 
 
 class Uniform(_Unpacked):
-    """Integers on uniform grids."""
+    """Integers on uniform grids.
+
+    Where torch's 4-bit product takes them, inputs and outputs are rounded to bfloat16, as little beside 4 bits.
+    """
 
     scale: Tensor
     zeros: Tensor
@@ -77,12 +79,12 @@ class Uniform(_Unpacked):
 
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
-        group = self._four_group() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else 0
+        group = self._four_group() if x.device.type == "cpu" else 0
         if not group:
             return super().multiply(x)
         self.four = self.four or self._as_four(group)
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), *self.four)
-        return y
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16).contiguous(), *self.four)
+        return y.to(x.dtype)
 
     def _four_group(self) -> int:
         """How many weights share a scale for torch's 4-bit product; 0 = it cannot take this form."""
