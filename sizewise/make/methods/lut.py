@@ -44,11 +44,10 @@ def lut(
     rows = _Rows(values, importance[order])
     grid = fit(weight.to(torch.float64)[:, None, :], bits, symmetric=False)
     even = grid.decode(torch.arange(2**bits, dtype=torch.float64))[:, 0]
+    # a row of few values, such as one that a table was made for before, gets them all: k-means might merge two
     best, least = even, rows.cost(even)
-    for start in (even, rows.quantiles(2**bits)):
-        table = start
-        for _ in range(steps):
-            table = rows.step(table)
+    tables = [rows.settled(start, steps) for start in (even, rows.quantiles(2**bits))]
+    for table in (*tables, rows.distinct(2**bits)):
         cost = rows.cost(table)
         best = torch.where((cost < least)[:, None], table, best)
         least = torch.minimum(cost, least)
@@ -78,6 +77,21 @@ class _Rows:
         mass = self.mass.gather(1, cuts).diff(dim=1)
         mean = self.moment.gather(1, cuts).diff(dim=1) / mass
         return torch.where(mass > 0, mean, table).sort(dim=1).values
+
+    def settled(self, table: "Tensor", steps: int) -> "Tensor":
+        """`table` after so many steps."""
+        for _ in range(steps):
+            table = self.step(table)
+        return table
+
+    def distinct(self, number: int) -> "Tensor":
+        """(out, number) the first values that differ, the last of them as often as there is room."""
+        import torch
+
+        new = torch.cat([torch.zeros_like(self.values[:, :1]), self.values.diff(dim=1) != 0], 1)
+        place = new.cumsum(1).long()
+        table = self.values[:, -1:].repeat(1, max(number, self.values.shape[1]))
+        return table.scatter(1, place, self.values)[:, :number].contiguous()
 
     def quantiles(self, number: int) -> "Tensor":
         """(out, number) values with equal importance between each two."""

@@ -18,9 +18,10 @@ from sizewise.make.hessian import inverse_factor
 from sizewise.make.methods.gptq import gptq
 from sizewise.make.methods.hqq import hqq
 from sizewise.make.methods.int8 import int8
+from sizewise.make.methods.lut import lut
 from sizewise.make.methods.quantize_gguf import quantize_gguf
 from sizewise.make.methods.rtn import rtn
-from sizewise.make.packed import Int8, Quantized
+from sizewise.make.packed import Codebook, Int8, Quantized
 from sizewise.make.repack import Type
 
 
@@ -62,6 +63,17 @@ def test_a_sweep_over_weights_on_their_grids_has_nothing_to_repair() -> None:
     )
     assert torch.equal(new, rounded)
     assert errors.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_a_codebook_of_codebook_values_is_the_same_matrix(bits: int) -> None:
+    weight, _, hessian = random_layer(bits, columns=64)
+    norm = hessian.diagonal().sqrt()
+    first = lut(weight.float(), norm, bits=bits)
+    assert isinstance(first, Codebook)
+    again = lut(first.dense(), norm, bits=bits)
+    assert isinstance(again, Codebook)
+    assert torch.equal(again.dense(), first.dense())
 
 
 def test_eight_bits_with_the_same_scales_find_themselves_again() -> None:
