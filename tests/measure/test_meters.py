@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ngram import COLOURS, NgramRunner
@@ -64,15 +65,23 @@ def test_flops_are_those_of_a_model_counted_by_hand() -> None:
     )
 
 
-def test_flops_of_a_checkpoint_are_what_torch_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Llama", {"intermediate_size": 128, "tie_word_embeddings": False}),
+        ("GPT2", {"n_positions": 1024}),  # positions that are looked up, never multiplied
+        ("OPT", {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 1024}),
+    ],
+)
+def test_flops_of_a_checkpoint_are_what_torch_counts(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = transformers.LlamaConfig(
-        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        tie_word_embeddings=False, attn_implementation="eager",
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, attn_implementation="eager",
+        **settings,
     )  # fmt: skip
-    net = transformers.LlamaForCausalLM(config)
+    net = transformers.AutoModelForCausalLM.from_config(config)
     config.save_pretrained(tmp_path)
     model = replace(
         MODEL, kind="checkpoint", files={"config.json": tmp_path / "config.json"}, parameters=net.num_parameters()
@@ -82,7 +91,7 @@ def test_flops_of_a_checkpoint_are_what_torch_counts(tmp_path: Path) -> None:
         net(torch.zeros((1, length), dtype=torch.long))
     found = flops(model, positions=length).value
     assert found is not None
-    assert found * length == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert found * length == pytest.approx(counter.get_total_flops(), rel=0.02)  # so few weights: 1.6 % are biases
 
 
 def test_no_flops_without_facts() -> None:

@@ -17,6 +17,8 @@ from sizewise.core.model import Model
 
 POSITIONS = 512
 _NAME, _UNIT = "flops_per_token", "FLOP"
+# Families whose positions are a table to look up: which setting says how many rows it has, and how many it has beyond.
+_LEARNED = {"gpt2": (("n_positions", "max_position_embeddings"), 0), "opt": (("max_position_embeddings",), 2)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +98,6 @@ def _shape_of_checkpoint(model: Model) -> Shape | None:
     heads = config.get("num_attention_heads", config.get("n_head"))
     channels = heads * config["head_dim"] if heads and config.get("head_dim") else width
     tied = config.get("tie_word_embeddings", True)
-    return Shape(model.parameters, vocabulary * width, bool(tied), layers, channels)
+    keys, more = _LEARNED.get(config.get("model_type", ""), ((), 0))
+    positions = next((config[key] + more for key in keys if key in config), 0)
+    return Shape(model.parameters - positions * width, vocabulary * width, bool(tied), layers, channels)
