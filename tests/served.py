@@ -89,6 +89,15 @@ class Served:
         """Its log."""
         return self.log.read_text().splitlines()
 
+    def requests(self, count: int, *, after: int = 0) -> list[str]:
+        """Its log from a line on, once `count` requests are in it: one is logged after its answer has gone out."""
+        deadline = time.monotonic() + 20
+        while True:
+            lines = self.lines()[after:]
+            if sum('"event": "request"' in line for line in lines) >= count or time.monotonic() > deadline:
+                return lines
+            time.sleep(0.02)
+
     def stop(self) -> None:
         """End it, by its own pid, and what it left behind."""
         if self.process.poll() is None:

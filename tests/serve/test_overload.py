@@ -110,7 +110,7 @@ def test_slow_bodies_are_cut(tiny_home: Path, start_server: StartServer) -> None
     answer = served.raw(head, body_after=drops())
     assert answer == b"" or b" 408 " in answer.split(b"\r\n")[0]
     assert time.monotonic() - start < 20
-    statuses = [json.loads(line).get("status") for line in served.lines()]
+    statuses = [json.loads(line).get("status") for line in served.requests(1)]
     assert statuses == [408]
 
 

@@ -195,7 +195,7 @@ def test_secrets_stay_out_of_the_log(tiny_home: Path, start_server: StartServer)
         client.post(
             "/api/chat", content=b"{" + canary.encode(), headers={**headers, "Content-Type": "application/json"}
         )
-    text = served.log.read_text()
+    text = "\n".join(served.requests(2 * len(bodies) + 1))
     assert text.count('"event": "request"') == 2 * len(bodies) + 1
     for secret in (canary, key, token):
         assert secret not in text
@@ -209,6 +209,6 @@ def test_log_lines_cannot_be_forged(tiny_server: Served) -> None:
     with tiny_server.client() as client:
         client.get("/api/x%0a%7b%22event%22%3a%22forged%22%7d%1b%5b2J")
         client.post("/api/generate", json={"model": 'x\n{"event": "forged"}\x1b[2J', "prompt": "x"})
-    new = tiny_server.lines()[before:]
+    new = tiny_server.requests(2, after=before)
     assert [json.loads(line)["event"] for line in new] == ["request", "request"]
     assert "\x1b" not in "".join(new)
