@@ -143,6 +143,7 @@ def compare(
     found = {side: perplexity(out, checkpoint, held) for side, out in outs.items()}
     seconds = {side: min(run["seconds"] for run in runs[side]) for side in runs}
     ratio, slower = found["ours"] / found["peer"], seconds["ours"] / seconds["peer"]
+    bits = {side: bits_of(out) for side, out in outs.items()}
     line = {
         "name": f"gptq_peer {method}",
         "ours": round(found["ours"], 3),
@@ -150,12 +151,12 @@ def compare(
         "unit": "perplexity",
         "ratio": round(ratio, 4),
         "goal": GOAL,
-        "holds": ratio <= GOAL and slower <= GOAL,
+        "holds": ratio <= GOAL and slower <= GOAL and bits["ours"] <= bits["peer"],
         "details": {
             "seconds_ours": seconds["ours"],
             "seconds_peer": seconds["peer"],
             "seconds_ratio": round(slower, 3),
-            "bits_per_weight": {side: bits_of(out) for side, out in outs.items()},
+            "bits_per_weight": bits,
             "quantized_matrices": {side: len(DenseSource(out).matrices) for side, out in outs.items()},
             "runs": runs,
         },

@@ -173,7 +173,7 @@ class Store:
                 if wrong:
                     raise StorageError(f"{name}: layer {layer.title or layer.digest}: {wrong}")
             target = self.layout.manifest(name)
-            atomic.write_atomic(target, [data], temp_folder=_made(self.layout.manifests))
+            atomic.write_atomic(target, [data], temp_folder=self.layout.manifests)
             # What the name meant before, spelled otherwise or by a newer Ollama, would hide the new manifest.
             for path in self.layout.entries(name):
                 if path != target:
