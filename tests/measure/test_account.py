@@ -10,6 +10,8 @@ from tiny_gguf import write_tiny_llama
 
 from sizewise.core.model import Model
 from sizewise.load.models import find_model
+from sizewise.load.store.store import Store
+from sizewise.make.apply import make
 from sizewise.measure import account_logits
 from sizewise.measure._account_child import COLUMNS, compare
 from sizewise.measure.account import BLOCK, of_reading
@@ -93,6 +95,18 @@ def test_a_model_against_itself_and_another_one(pair: tuple[Model, Model], monke
     (other,) = readings(pair[1], pair[0], [TEXT], threads=1, listen=_quiet)
     assert other.table[:, COLUMNS.index("kl")].mean() > 0.01
     np.testing.assert_array_equal(other.table[:, 4], same.table[:, 0])  # the parent is what it was
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_checkpoint_against_itself(tmp_path: Path, packed: bool) -> None:
+    same = as_model(write_causal(tmp_path / "base", "llama"))
+    if packed:
+        same = make("rtn", str(tmp_path / "base"), name="small", options={"group": 16}, store=Store(tmp_path / "home"))
+    (found,) = readings(same, same, [TEXT], threads=1, listen=_quiet)
+    assert found.unlike == ""
+    figures = {one.name: one.value for one in of_reading(found)}
+    assert figures["kl_plain"] == figures["flips_plain"] == 0
+    assert figures["same_top_plain"] == figures["perplexity_ratio_plain"] == 1
 
 
 def test_the_parent_is_run_once_for_many_children(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:

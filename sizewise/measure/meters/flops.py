@@ -7,6 +7,7 @@ FLOPs each per position and channel, so 4 * layers * positions * channels. Norms
 they are under 1 % for any model worth counting. In a mixture of experts only the experts that a token visits count.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ POSITIONS = 512
 _NAME, _UNIT = "flops_per_token", "FLOP"
 # Families whose positions are a table to look up: which setting says how many rows it has, and how many it has beyond.
 _LEARNED = {"gpt2": (("n_positions", "max_position_embeddings"), 0), "opt": (("max_position_embeddings",), 2)}
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # families call their number so
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,37 @@ def _shape_of_checkpoint(model: Model) -> Shape | None:
     layers, width = config.get("num_hidden_layers", config.get("n_layer")), config.get("hidden_size")
     width = width or config.get("n_embd")
     vocabulary = config.get("vocab_size")
-    if not (model.parameters and layers and width and vocabulary) or config.get("num_local_experts"):
+    if not (model.parameters and layers and width and vocabulary):
         return None
     heads = config.get("num_attention_heads", config.get("n_head"))
     channels = heads * config["head_dim"] if heads and config.get("head_dim") else width
     tied = config.get("tie_word_embeddings", True)
     keys, more = _LEARNED.get(config.get("model_type", ""), ((), 0))
     positions = next((config[key] + more for key in keys if key in config), 0)
-    return Shape(model.parameters - positions * width, vocabulary * width, bool(tied), layers, channels)
+    count = next((config[key] for key in _EXPERTS if config.get(key)), 0)
+    used = config.get("num_experts_per_tok") or count
+    inner = config.get("moe_intermediate_size") or config.get("intermediate_size") or 0
+    return Shape(
+        weights=model.parameters - positions * width,
+        embedding=vocabulary * width,
+        tied=bool(tied),
+        layers=layers,
+        channels=channels,
+        experts=_expert_weights(model, width * inner) if count else 0,
+        experts_used=used / count if count else 1.0,
+    )
+
+
+def _expert_weights(model: Model, matrix: int) -> int:
+    """Weights of all experts; `matrix` is how many one of their matrices has where it is kept as integers."""
+    from sizewise.load.checkpoint.folder import read_safetensors_header
+
+    total = 0
+    for title, path in model.files.items():
+        for name, tensor in read_safetensors_header(path).items() if title.endswith(".safetensors") else ():
+            _, is_expert, rest = name.partition(".experts.")
+            if is_expert and rest.endswith(("weight", "weight_left", "weight_right")):
+                total += math.prod(tensor.shape)
+            elif is_expert and rest.endswith(("weight_packed", "weight_codes")):
+                total += matrix
+    return total
