@@ -29,17 +29,21 @@ class Checked:
     parity: Parity
 
 
-def checked_export(model: Model, target: Path, listen: Listener = silent) -> tuple[Exported, Checked]:
+def checked_export(
+    model: Model, target: Path, listen: Listener = silent, *, dequantize: bool = False
+) -> tuple[Exported, Checked]:
     """Write a checkpoint as a GGUF in its own precision, and compare the two.
 
     Args:
         model: a checkpoint.
         target: the file to write; its folder is also worked in.
         listen: hears the bytes written.
+        dequantize: write matrices in small forms as what they stand for, larger than they are; else they are refused.
 
     Raises:
         BadModel: the checkpoint is damaged, or the file is not the same model; the message says in what.
         Unsupported: llama.cpp has no such architecture, setting or tokenizer; or the model is no checkpoint.
+        UsageError: the checkpoint has matrices in small forms, and `dequantize` was not asked for.
         DiskFull: there is no room. Nothing is left behind by any of these.
     """
     if model.kind != "checkpoint":
@@ -47,7 +51,7 @@ def checked_export(model: Model, target: Path, listen: Listener = silent) -> tup
     links = target.parent / f"{target.name}.checkpoint"
     try:
         folder = root_of(model.files) or link_files(model.files, links)
-        done = export_gguf(folder, target, name=_plain(model.name), listen=listen)
+        done = export_gguf(folder, target, name=_plain(model.name), dequantize=dequantize, listen=listen)
         copy = gguf_at(target, f"the GGUF of {model.name}")
         return done, _compared(model, copy, listen)
     except BaseException:

@@ -72,6 +72,21 @@ def test_there_and_back(checkpoint: Path, store: Store) -> None:
     assert all(torch.equal(before[name].float(), after[name].float()) for name in before)
 
 
+def test_a_quantized_checkpoint_is_exported_on_purpose_only(
+    checkpoint: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights go out as what they stand for, and the comparison holds for them too."""
+    assert run(["make", "rtn", str(checkpoint), "--name", "small", "--group", "32", "--account", "none"]) == 0
+    command = ["make", "export-gguf", "small", "--name", "out", "--account", "none"]
+    code, line = _last_line(command, capsys)
+    assert code == 2
+    assert line.endswith("packed as int4-g32: export the model that it was made from, or pass --dequantize")
+    assert run([*command, "--dequantize"]) == 0
+    out = find_model("out", store)
+    assert out.lineage.note.endswith("dequantized from int4-g32")
+    assert out.lineage.figures["parity"]["largest_logprob_difference"] < 0.01
+
+
 def test_create_packs_a_checkpoint_after_the_comparison(checkpoint: Path, store: Store) -> None:
     Path("Modelfile").write_text(f"FROM {checkpoint}\nSYSTEM Be brief.\n")
     assert run(["create", "packed", "-q", "q8_0"]) == 0

@@ -119,6 +119,22 @@ def test_modules_multiply_as_the_matrix_does(make: Callable[[], Packed], tokens:
     torch.testing.assert_close(module(x[None])[0], wanted, rtol=close, atol=close * float(wanted.abs().max()))
 
 
+@every_form
+def test_exact_modules_round_nothing(make: Callable[[], Packed]) -> None:
+    form, x = make().stored(), random(5, make().shape[1])
+    module = module_for(spec_of(form, transposed=False), tensors_of(form), None, torch.float32)
+    module.exact = True
+    wanted = torch.nn.functional.linear(x, form.dense())
+    torch.testing.assert_close(module(x), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_exact_four_bits_are_unpacked() -> None:
+    form, x = uniform(4, False, 128, 192, 64).stored(), random(5, 192)
+    module = module_for(spec_of(form, transposed=False), tensors_of(form), None, torch.float32)
+    module.exact = True
+    torch.testing.assert_close(module(x), torch.nn.functional.linear(x, form.dense()), rtol=1e-5, atol=1e-4)
+
+
 def test_rows_are_unpacked_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     form, x = uniform(4, False).stored(), random(5, 64)
     module = module_for(spec_of(form, transposed=False), tensors_of(form), None, torch.float32)

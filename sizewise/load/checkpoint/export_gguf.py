@@ -89,14 +89,18 @@ def export_gguf(
         UsageError: the checkpoint has matrices in small forms, and `dequantize` was not asked for.
     """
     config, layout, source = read_config(folder), layout_of(folder), DenseSource(folder)
+    form = inspect_checkpoint(folder).dtype
     if source.matrices and not dequantize:
-        form = inspect_checkpoint(folder).dtype
-        raise UsageError(f"{name or folder.name} is packed as {form}: export the model that it was made from instead")
+        raise UsageError(
+            f"{name or folder.name} is packed as {form}: export the model that it was made from, or pass --dequantize"
+        )
     names = Names(config, layout.prefix, flattened=True)
     quantization = _precision(precision, source, layout)
     metadata, notes = metadata_of(config, layout)
     vocabulary = vocabulary_of(folder, layout.vocabulary)
     metadata |= vocabulary.metadata(_choose_pre(folder, vocabulary))
+    if source.matrices:
+        notes.append(f"dequantized from {form}")
     template = _template(folder)
     if names.flattened:
         metadata[FLATTENED] = True

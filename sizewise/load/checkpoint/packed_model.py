@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from sizewise.core.errors import BadModel
 from sizewise.load.checkpoint.packed import form_of
-from sizewise.load.checkpoint.packed_modules import Experts, module_for
+from sizewise.load.checkpoint.packed_modules import Experts, Small, module_for
 from sizewise.load.checkpoint.packed_source import DenseSource
 from sizewise.load.layers import Block, Layout, Linear, family_of, layout_of
 
 
-def load_packed(folder: Path, config: Any, dtype: torch.dtype) -> Any:
+def load_packed(folder: Path, config: Any, dtype: torch.dtype, *, exact: bool = False) -> Any:
     """The network of a checkpoint folder.
 
     Args:
         folder: a checkpoint with matrices in small forms, of a family that `load.layers` knows.
         config: its configuration.
         dtype: of everything that is not in a small form.
+        exact: no product rounds its inputs to fewer bits than `dtype` has, however much faster that would be.
 
     Raises:
         BadModel: tensors are missing or contradict each other.
@@ -42,6 +43,9 @@ def load_packed(folder: Path, config: Any, dtype: torch.dtype) -> Any:
         loader.block(block)
     loader.rest()
     model.tie_weights()
+    for module in model.modules():
+        if isinstance(module, Small):
+            module.exact = exact
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise BadModel(f"{missing[0]} is in none of the checkpoint's files; get the model again")

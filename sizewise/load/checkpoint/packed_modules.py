@@ -25,6 +25,7 @@ class Small(nn.Module, ABC):
     """y = W x + b with W in a small form. `parts` are the tensors of the form as files hold them."""
 
     bias: Tensor | None
+    exact = False  # True: products that round their inputs are not taken
 
     def __init__(self, spec: Spec, parts: dict[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -69,7 +70,8 @@ class _Unpacked(Small):
 class Uniform(_Unpacked):
     """Integers on uniform grids.
 
-    Where torch's 4-bit product takes them, inputs and outputs are rounded to bfloat16, as little beside 4 bits.
+    Where torch's 4-bit product takes them, inputs and outputs are rounded to bfloat16, which is little beside 4 bits,
+    unless `exact` is asked for.
     """
 
     scale: Tensor
@@ -79,7 +81,7 @@ class Uniform(_Unpacked):
 
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
-        group = self._four_group() if x.device.type == "cpu" else 0
+        group = 0 if self.exact or x.device.type != "cpu" else self._four_group()
         if not group:
             return super().multiply(x)
         self.four = self.four or self._as_four(group)
@@ -145,7 +147,8 @@ class Eight(Small):
     """LLM.int8(): 8-bit rows, and the columns of outlier features in full.
 
     Inputs of the 8-bit part are rounded to bfloat16, and so is what comes out of it, however many tokens there are: the
-    paper's 8 bits for each token are coarser, and without instructions for products of bytes no faster on a CPU.
+    paper's 8 bits for each token are coarser, and without instructions for products of bytes no faster on a CPU. With
+    `exact` nothing is rounded.
     """
 
     codes: Tensor
@@ -162,6 +165,9 @@ class Eight(Small):
 
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
+        if self.exact:
+            full = nn.functional.linear(x, (self.codes.float() * self.scale.float()[:, None]).to(x.dtype))
+            return full if not len(self.kept) else full + nn.functional.linear(x[:, self.kept], self.outer)
         short = x.to(torch.bfloat16)
         if len(x) <= _FEW and x.device.type == "cpu" and x.shape[1] % _KERNEL_WIDTH == 0:
             y = torch._weight_int8pack_mm(short, self.codes, self.scale)

@@ -53,7 +53,7 @@ def load(
         what: the model's name, for messages.
         kind: "checkpoint", "encoder" or "gguf".
         files: relative name -> path; a name that could hold a pickle or code is refused.
-        dtype: "auto", "float32", "bfloat16".
+        dtype: "auto", "float32", "bfloat16". Only with "float32" are packed weights multiplied in full precision.
         device: "auto", "cpu", "cuda".
         context: tokens at most, None for what the model has.
         parameters: number of weights if known, to say beforehand that memory is too small.
@@ -76,7 +76,7 @@ def load(
             target.symlink_to(os.path.abspath(path))
         try:
             with own_links(folder):
-                return _load(folder, kind, precision, place, context)
+                return _load(folder, kind, precision, place, context, exact=dtype == "float32")
         except ImportError as error:
             raise MissingExtra(f"{what} ({str(error).strip().splitlines()[0]})", "torch") from error
         except torch.cuda.OutOfMemoryError as error:
@@ -93,7 +93,7 @@ def _refuse_name(what: str, name: str) -> None:
         raise UnsafeModel(f"{what}: file {name!r} is refused; a model is made of {', '.join(sorted(_DATA))} files")
 
 
-def _load(folder: Path, kind: str, dtype: torch.dtype, device: str, context: int | None) -> Loaded:
+def _load(folder: Path, kind: str, dtype: torch.dtype, device: str, context: int | None, *, exact: bool) -> Loaded:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -105,7 +105,7 @@ def _load(folder: Path, kind: str, dtype: torch.dtype, device: str, context: int
         raise ValueError(f"{config.model_type} is an encoder-decoder; only causal models and encoders are run")
     pooling = pooling_of(folder) if kind == "encoder" else None
     if _is_packed(folder, config):
-        model = load_packed(folder, config, dtype)
+        model = load_packed(folder, config, dtype, exact=exact)
         model.eval().to(device)
         _forget_sampling(model, tokenizer)
         return Loaded(model, tokenizer, _limit(folder, config, tokenizer, context, encoder=False), None)

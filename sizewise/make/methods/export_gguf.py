@@ -18,7 +18,9 @@ from sizewise.make.repack import Type, repack
 
 
 @model_method
-def export_gguf(base: Model, out: Path, listen: Listener, *, type: Literal["auto", Type] = "auto") -> Made:
+def export_gguf(
+    base: Model, out: Path, listen: Listener, *, type: Literal["auto", Type] = "auto", dequantize: bool = False
+) -> Made:
     """Write a checkpoint as a GGUF file with tokenizer and chat template, and prove that it is the same model.
 
     Args:
@@ -27,16 +29,18 @@ def export_gguf(base: Model, out: Path, listen: Listener, *, type: Literal["auto
         listen: hears the bytes written.
         type: name of the mix; auto keeps the checkpoint's own precision. Fewer bits are packed without data, as
             quantize-gguf does it.
+        dequantize: allow a base that is quantized already; its rounding errors stay, its small size does not.
 
     Returns:
         One file, "model.gguf".
 
     Raises:
         BadModel: the file differs from the checkpoint in more than rounding; the message says in what.
+        UsageError: the base is quantized, and `dequantize` was not asked for.
         Unsupported: the base is no checkpoint, or llama.cpp has no such architecture, setting or tokenizer.
     """
     target = out / GGUF_FILE
-    exported, checked = checked_export(base, target, listen)
+    exported, checked = checked_export(base, target, listen, dequantize=dequantize)
     figures: dict[str, Any] = {"parity": checked.parity.as_json()}
     quantization: str = exported.quantization
     if type != "auto" and type != quantization:
