@@ -19,7 +19,9 @@ Made by {command} from what it measured; the numbers with all their digits are i
 Measured on {machine}.
 
 Every method started from the same model in 16 bits ({base}) and was made with the settings in the first column;
-nothing was trained afterwards. Two texts were read: *mixed*, {mixed}, and *speeches*, {speeches}.
+nothing was trained afterwards. Where that model was to be had in 4 or 8 bits only, it was unpacked and dithered with
+noise of half a step first, so that the grid it came from helps no method: its own quality is a little below the
+original's. Two texts were read: *mixed*, {mixed}, and *speeches*, {speeches}.
 
 - Perplexity is per token of the model.
 - KL is the divergence of the model from the one that it was made from, in nats per token.

@@ -3,7 +3,8 @@
     python benchmarks/method_table.py                                             all of it: hours on two cores
     python benchmarks/method_table.py --only rtn,depth --tokens 4096 --account quick --docs /tmp/table
 
-Each method starts from the same model in 16 bits, is made with its listed settings, measured, and removed again. What
+A model that comes quantized with one step for every 32 weights is unpacked and dithered as in `gguf_quality.py`, so
+that the grid it came from helps nobody. Each method starts from the same model in 16 bits, is made with its listed settings, measured, and removed again. What
 is known of a setting is kept in methods.json beside the page at once and not measured a second time: an interrupted
 run goes on where it stopped, and a new method costs only itself. A setting that fails gets a row with the reason.
 
@@ -15,12 +16,14 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from _method_page import Row, page
+from gguf_quality import dither
 
 from sizewise.core.errors import SizewiseError
 from sizewise.core.model import Model
@@ -91,7 +94,7 @@ def _settings(only: str, tokens: int | None) -> Iterator[tuple[str, dict[str, An
     for name in wanted:
         registry.get(name)  # a typo is told before an hour of work
     shared = {parameter.name for parameter in schema_of(walk_settings)}
-    for name in registry.names():
+    for name in sorted(registry.names(), key=lambda one: one == "gguf"):  # the slowest at the end
         function = registry.get(name)
         if kind_of(function) == "head" or name in _LEFT_OUT or (wanted and name not in wanted):
             continue
@@ -108,7 +111,12 @@ def _bases(reference: str, store: Store) -> Model:
 
         reference = here(reference, store).name
     if not store.layout.entries(parse_name(BASE)):
-        make("quantize-gguf", reference, name=BASE, options={"type": "F16"}, store=store)
+        found = find_model(reference, store)
+        with tempfile.TemporaryDirectory(dir=store.root.parent) as folder:
+            if found.quantization in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"):
+                reference = str(Path(folder, "dithered.gguf"))
+                dither(found.files["model.gguf"], Path(reference))
+            make("quantize-gguf", reference, name=BASE, options={"type": "F16"}, store=store)
     if not store.layout.entries(parse_name(CHECKPOINT)):
         make("import-gguf", BASE, name=CHECKPOINT, store=store)
     return find_model(BASE, store)

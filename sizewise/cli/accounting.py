@@ -44,7 +44,7 @@ def account(
     if json:
         print_json(describe(found))
     else:
-        print_account(measured)
+        print_account(found, measured)
 
 
 def filled_in(model: Model, amount: How, *, json: bool) -> Model:
@@ -60,14 +60,19 @@ def filled_in(model: Model, amount: How, *, json: bool) -> Model:
         warn(f"{model.name} is made and kept, but not measured: `sizewise account {model.name}` does that")
         raise
     if not json:
-        print_account(measured)
+        print_account(model, measured)
     return model
 
 
-def print_account(measured: "list[Measurement]") -> None:
-    """A table: what, value, interval, reason where there is no value."""
+def print_account(model: Model, measured: "list[Measurement]") -> None:
+    """A table: what, value, interval, reason where there is no value; then a line if the model became no faster."""
     rows = [[one.name, *cells(one.as_json()), one.why or one.provenance] for one in measured]
     print_table([("WHAT", "left"), ("VALUE", "right"), ("INTERVAL", "right"), ("HOW", "left")], rows)
+    values = {one.name: one.value for one in measured}
+    speed, ratio = values.get("tokens_per_second"), values.get("speed_ratio")
+    if speed and ratio and ratio < 1:
+        before = f"{speed:.3g} tokens/s against {speed / ratio:.3g}, each in the engine that serves it"
+        warn(f"{model.name} answers no faster than what it was made from: {before}")
 
 
 def lines_of(figures: list[dict[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ Sizes are counted, FLOPs follow from the shapes, speed and memory are those of t
 quality is taken position by position on two texts, always the same ones. Intervals are bootstrapped over blocks of
 `BLOCK` neighbouring tokens, because tokens that share a context are not independent of one another.
 
+    speed_ratio           tokens/s over the parent's, each in the engine that serves it
     perplexity_TEXT       exp of the mean negative log-probability of the text's tokens
     perplexity_ratio_TEXT that over the parent's on the same tokens (paired)
     bits_per_byte_TEXT    the same loss per byte of text: comparable where tokenizers differ
@@ -42,6 +43,7 @@ Amount = Literal["none", "quick", "full"]
 CHARACTERS: dict[Amount, int] = {"quick": 4_000, "full": 40_000}  # of each text
 RUNS: dict[Amount, tuple[int, int]] = {"quick": (24, 2), "full": (64, 5)}  # tokens to generate, how often
 BLOCK = 32  # neighbouring tokens that are resampled together
+_SPEED = ("tokens_per_second", "tokens/s")
 _SPREAD = f"95 % bootstrap over blocks of {BLOCK} tokens"
 _LOGPROB, _KL, _SAME, _RIGHT, _PARENT_LOGPROB, _PARENT_RIGHT = range(6)
 
@@ -75,7 +77,8 @@ def account(
         Everything in the order of the table above, with reasons in place of what could not be measured.
     """
     found = [*size(model), _ratio(model, parent), flops(model)]
-    found += _speed(model, amount, store, threads, listen)
+    speed, held = _speed(model, amount, store, threads, listen)
+    found += [speed, _faster(speed, parent, amount, store, threads, listen), held]
     return found + _quality(model, reference or parent, texts, threads, listen)
 
 
@@ -88,17 +91,43 @@ def _ratio(model: Model, parent: Model | None) -> Measurement:
 
 def _speed(
     model: Model, amount: Amount, store: Store | None, threads: int | None, listen: Listener
-) -> list[Measurement]:
+) -> tuple[Measurement, Measurement]:
+    """Tokens per second of answers given alone, and the most memory that they took."""
     tokens, repeats = RUNS[amount]
-    wanted = {"tokens_per_second": "tokens/s", "peak_memory_bytes": "bytes"}
     try:
         with open_runner(model, options=Options(threads=threads), store=store) as runner, memory(runner.pids()) as peak:
             found = latency(runner, tokens=tokens, repeats=repeats, listen=listen)
             held = peak.measurement()
     except SizewiseError as error:
-        return [unmeasured(name, unit, str(error)) for name, unit in wanted.items()]
-    speed = next((one for one in found if one.name == "tokens_per_second"), None)
-    return [speed or unmeasured("tokens_per_second", "tokens/s", f"{runner.engine} does not write text"), held]
+        return unmeasured(*_SPEED, str(error)), unmeasured("peak_memory_bytes", "bytes", str(error))
+    speed = next((one for one in found if one.name == _SPEED[0]), None)
+    return speed or unmeasured(*_SPEED, f"{runner.engine} does not write text"), held
+
+
+def _faster(
+    speed: Measurement, parent: Model | None, amount: Amount, store: Store | None, threads: int | None, listen: Listener
+) -> Measurement:
+    """How many times as fast as its parent a model is, each in the engine that serves it, one run after the other."""
+    if parent is None or speed.value is None:
+        why = "there is no parent to compare with" if parent is None else speed.why
+        return unmeasured("speed_ratio", "", why)
+    before, _ = _speed(parent, amount, store, threads, listen)
+    if not before.value:
+        return unmeasured("speed_ratio", "", before.why)
+    low = speed.low / before.high if speed.low and before.high else None
+    high = speed.high / before.low if speed.high and before.low else None
+    method = f"tokens/s over the {before.value:.3g} of {parent.name}"
+    return Measurement(
+        "speed_ratio",
+        "",
+        speed.value / before.value,
+        low,
+        high,
+        speed.n,
+        "p5..p95 of both",
+        method=method,
+        machine=machine_id(),
+    )
 
 
 def _quality(

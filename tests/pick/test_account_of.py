@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny_llama
 
+from sizewise.cli.accounting import print_account
 from sizewise.cli.main import run
 from sizewise.core.errors import Locked, UsageError
+from sizewise.core.measurement import Measurement
+from sizewise.core.model import Model
 from sizewise.load.models import add_figures, find_model
 from sizewise.load.store.store import Store
 from sizewise.make.apply import make
@@ -15,7 +18,7 @@ from sizewise.measure.account import CHARACTERS
 from sizewise.pick import account as counted
 from sizewise.pick.account import account_of, parent_of
 
-NAMES = ("bytes", "parameters", "bits_per_weight", "compression_ratio", "flops_per_token", "tokens_per_second")
+NAMES = ("bytes", "parameters", "bits_per_weight", "compression_ratio", "flops_per_token")
 OF_TEXTS = ("perplexity", "bits_per_byte", "perplexity_ratio", "kl", "same_top", "flips")
 
 
@@ -37,11 +40,12 @@ def test_make_measures_what_it_made(base: Path, capsys: pytest.CaptureFixture[st
     figures = {one["name"]: one for one in told["lineage"]["figures"]["account"]}
     assert {
         *NAMES,
-        "peak_memory_bytes",
+        *("tokens_per_second", "speed_ratio", "peak_memory_bytes"),
         *(f"{name}_{text}" for name in OF_TEXTS for text in ("mixed", "speeches")),
     } == (set(figures))
     assert all(one["value"] is not None for one in figures.values())
     assert figures["bytes"]["value"] == told["bytes"]
+    assert 0 < figures["speed_ratio"]["low"] <= figures["speed_ratio"]["value"] <= figures["speed_ratio"]["high"]
     assert figures["compression_ratio"]["value"] == pytest.approx(told["bytes"] / base.stat().st_size)
     for text in ("mixed", "speeches"):
         kl, ratio = figures[f"kl_{text}"], figures[f"perplexity_ratio_{text}"]
@@ -68,6 +72,16 @@ def test_an_account_later_and_against_another_model(base: Path, capsys: pytest.C
     assert {key: value for key, value in figures.items() if key != "account"} == {
         key: value for key, value in before.items() if key != "account"
     }
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0, None])
+def test_a_model_that_is_no_faster_is_told_of(ratio: float | None, capsys: pytest.CaptureFixture[str]) -> None:
+    speed = Measurement("tokens_per_second", "tokens/s", 20.0, method="counted")
+    compared = Measurement("speed_ratio", "", ratio, method="counted", why="" if ratio else "no parent")
+    print_account(Model("small", "checkpoint", "sha256:0", {}, 1), [speed, compared])
+    said = capsys.readouterr().err
+    wanted = "small answers no faster than what it was made from: 20 tokens/s against 25, each in the engine"
+    assert (wanted in said) == (ratio == 0.8)
 
 
 def test_interrupted_the_model_is_there(
