@@ -4,9 +4,10 @@
     python benchmarks/method_table.py --only rtn,depth --tokens 4096 --account quick --docs /tmp/table
 
 A model that comes quantized with one step for every 32 weights is unpacked and dithered as in `gguf_quality.py`, so
-that the grid it came from helps nobody. Each method starts from the same model in 16 bits, is made with its listed settings, measured, and removed again. What
-is known of a setting is kept in methods.json beside the page at once and not measured a second time: an interrupted
-run goes on where it stopped, and a new method costs only itself. A setting that fails gets a row with the reason.
+that the grid it came from helps nobody. Each method starts from the same model in 16 bits, is made with its listed
+settings, measured, and removed again. What is known of a setting is kept in methods.json beside the page at once and
+not measured a second time: an interrupted run goes on where it stopped, and a new method costs only itself. A setting
+that fails gets a row with the reason.
 
 Design: at equal bytes nothing keeps more of a small model than weights of 4 to 6 bits; zeros and thin factors save
 bytes only where the file has a form for them; what is cut away and not healed by training is lost.
