@@ -18,11 +18,12 @@ depends on, until the chain is done: a chain that was interrupted, or whose late
 import re
 import tomllib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sizewise.core.errors import BadModel, BadRow, StorageError, UnknownName, UsageError
+from sizewise.core.errors import BadModel, BadRow, Locked, StorageError, UnknownName, UsageError
 from sizewise.core.events import Listener, silent
 from sizewise.core.model import Model
 from sizewise.core.params import Parameter, schema_of
@@ -30,6 +31,7 @@ from sizewise.core.recipe import Recipe, RecipeStep
 from sizewise.core.references import parse_name, parse_reference
 from sizewise.load.home import home
 from sizewise.load.models import find_model
+from sizewise.load.store.atomic import locked
 from sizewise.load.store.store import Store
 from sizewise.make.apply import Earlier, Job, carry_out, check_options
 from sizewise.make.method import kind_of, methods, purpose_of, wants
@@ -88,7 +90,27 @@ def make_chain(
         raise UsageError(f"{name} would replace the model that it is made from; choose another --name")
     between = Store(home() / "cache" / "steps")
     origin = find_model(base, store)
-    earlier, model, kept = Earlier(origin), origin, []
+    with ExitStack() as uses:
+        model, kept = _all_steps(chain, origin, name, seed, store, between, uses, listen)
+    for each in kept:  # another chain that begins with the same steps removes them at its own end
+        with suppress(Locked, UnknownName), _use(each, exclusive=True):
+            between.remove(parse_name(each))
+    return model
+
+
+def _all_steps(
+    chain: Recipe,
+    origin: Model,
+    name: str,
+    seed: int | None,
+    store: Store,
+    between: Store,
+    uses: ExitStack,
+    listen: Listener,
+) -> tuple[Model, list[str]]:
+    """The last step's result, and the names of what the others left in `between`; `uses` holds on to these."""
+    earlier, model = Earlier(origin), origin
+    kept: list[str] = []
     for place, step in enumerate(chain.steps, 1):
         function = methods().get(step.method)
         options, settings = check_options(step.method, function, step.options)
@@ -96,7 +118,7 @@ def make_chain(
         where, number = store if last else between, chain.seed if seed is None else seed
         job = Job(step.method, function, options, model, None, number, where, listen, settings, earlier)
         try:
-            model = carry_out(job, name) if last else _resumed(job, between)
+            model = carry_out(job, name) if last else _resumed(job, between, uses)
         except UsageError as error:
             raise UsageError(f"step {place} ({step.method}): {error}") from error
         if not last:
@@ -104,14 +126,18 @@ def make_chain(
             model = replace(model, name=f"{origin.name} after step {place}")
         figures = tuple(model.lineage.figures["steps"])
         earlier = replace(earlier, steps=job.recipe.steps, figures=figures)
-    for each in kept:
-        between.remove(parse_name(each))
-    return model
+    return model, kept
 
 
-def _resumed(job: Job, between: Store) -> Model:
+def _use(name: str, *, exclusive: bool = False) -> AbstractContextManager[None]:
+    """Nobody removes a step's result meanwhile, or, exclusive, nobody works with it."""
+    return locked(home() / "cache" / "steps.locks" / name, exclusive=exclusive, wait_s=0 if exclusive else 30)
+
+
+def _resumed(job: Job, between: Store, uses: ExitStack) -> Model:
     """The result of a step: of an earlier run, if it is still there."""
     name = f"step-{job.digest[7:39]}"
+    uses.enter_context(_use(name))
     try:
         return find_model(name, between)
     except (UnknownName, BadModel):

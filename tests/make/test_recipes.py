@@ -115,6 +115,25 @@ def test_a_step_that_does_not_fit_is_named_and_earlier_ones_are_kept(
     assert bytes_of(made) == bytes_of(again)
 
 
+def test_a_chain_leaves_another_the_steps_that_they_share(family: Family, tmp_path: Path, store: Store) -> None:
+    """The second begins and ends while the first is in its last step; both are what they are alone."""
+    base, chain = str(family("llama")), load_recipe(written(tmp_path, CHAIN))
+    other = load_recipe(written(tmp_path, CHAIN.replace("bits = 3", "bits = 4")))
+    between = Store(home() / "cache" / "steps")
+    left: list[str] = []
+
+    def listen(progress: Progress) -> None:
+        if progress.what == "gptq" and not left:
+            left.append("")
+            make_chain(other, base, name="second", store=store)
+            left.extend(str(each.name) for each in between.list())
+
+    first = make_chain(chain, base, name="first", store=store, listen=listen)
+    assert len(left) == 3  # both steps were there when the second was done
+    assert not between.list()
+    assert bytes_of(first) == bytes_of(make_chain(chain, base, name="alone", store=store))
+
+
 @pytest.mark.parametrize("fault", ["rename:5", "rename:16", "rename:30"])
 def test_killed_in_any_step_the_same_recipe_goes_on(fault: str, family: Family, tmp_path: Path, store: Store) -> None:
     path, base = written(tmp_path, CHAIN), str(family("llama"))
