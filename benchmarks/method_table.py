@@ -44,7 +44,8 @@ MADE = "table-made"
 _GGUF_TYPES = ("Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 # Settings of the methods. A method that is not named here is made with its defaults.
 SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
-    **{name: ({"bits": 4}, {"bits": 3}) for name in ("rtn", "hqq", "gptq", "awq", "lut")},
+    **{name: ({"bits": 4}, {"bits": 3}) for name in ("hqq", "awq", "lut")},
+    **{name: ({"bits": 4}, {"bits": 3}, {"bits": 4, "parts": "all"}) for name in ("rtn", "gptq")},
     **{name: [{"type": each} for each in _GGUF_TYPES] for name in ("quantize-gguf", "gguf")},
     "export-gguf": ({"type": "auto"},),
     **{name: ({"sparsity": 0.5},) for name in ("magnitude", "obd", "wanda")},

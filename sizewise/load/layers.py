@@ -17,13 +17,13 @@ from sizewise.core.errors import BadModel, Unsupported
 from sizewise.load.checkpoint.folder import Tensor, inspect_checkpoint, read_safetensors_header
 from sizewise.load.checkpoint.packed import SUFFIXES
 
-Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "router"]
+Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "router", "embedding", "head"]
 Rows = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One matrix y = W x + b of a block.
+    """One matrix y = W x + b of a block, or the embedding or head as if they were one.
 
     `name` is the path of the module in the files: the weight is `name.weight`, and with `bias` there is a
     `name.bias`. `shape` is (out, in) also where the file holds the transpose (`transposed`, Conv1D of GPT-2). `rows`

@@ -20,6 +20,7 @@ from sizewise.load.layers import Layout
 from sizewise.make.grids import MOST_BITS, fit, group_size, quantize
 from sizewise.make.hessian import output_error
 from sizewise.make.method import wants
+from sizewise.make.outer import outer_blocks, seen_outside
 from sizewise.make.recorded import Recorded
 from sizewise.make.treat import Treatment, read_block
 
@@ -122,6 +123,10 @@ def widths_within(
                 if members:
                     weights = [tensors[linear.weight] for linear in members]
                     units.append(_unit(treatment, tuple(linear.name for linear in members), weights, hessian))
+    for block in outer_blocks(layout, source, treatment.roles):
+        (linear,) = block.linears
+        hessian = seen_outside(block, layout, recorded.head()).mean("hessian")
+        units.append(_unit(treatment, (linear.name,), [read_block(source, block)[linear.weight]], hessian))
     listen(Progress("budget", len(layout.blocks), len(layout.blocks)))
     widths = choose(units, math.floor(budget * sum(unit.weights for unit in units)))
     return {name: {"bits": width} for unit, width in zip(units, widths, strict=True) for name in unit.names}

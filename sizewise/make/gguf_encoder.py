@@ -24,12 +24,11 @@ from sizewise.load.gguf.write import packed_rows
 from sizewise.load.layers import layout_of, read_config
 from sizewise.make.gguf_forms import FORMS
 from sizewise.make.gguf_rounding import Metric, encode_matrix, metric_of
+from sizewise.make.outer import LOOKED_UP
 from sizewise.make.recorded import Recorded
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_LOOKED_UP = 0.05  # of an embedding that is also the head: the share of its mean diagonal that looking up adds
 
 
 class Encoder:
@@ -109,10 +108,10 @@ class Encoder:
             hessian = hessian.diagonal().diag() if module in self._values else hessian
             return metric_of(hessian, len(hessian), self.damp)
         if self._recorded and (module == self.layout.head or self.layout.tied):
-            hessian = self._recorded.head()
+            hessian = self._recorded.head()["hessian"]
             if self.layout.tied and self._looked_up is not None:
                 return metric_of(hessian + self._looked_up.diag(), len(hessian), self.damp)
-            return metric_of(hessian, len(hessian), _LOOKED_UP if self.layout.tied else self.damp)
+            return metric_of(hessian, len(hessian), LOOKED_UP if self.layout.tied else self.damp)
         return metric_of(None, self.layout.hidden)
 
     def _group_of(self, module: str) -> int:

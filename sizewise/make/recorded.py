@@ -4,14 +4,14 @@
         inputs-00003.safetensors     sums over the inputs of block 3, which matrices share them, what enters the block
         hessian-00003.safetensors    x xT of the same inputs
         gram-00003.safetensors       x xT of the residual stream before each norm of block 3
-        head-00030.safetensors       x xT of what the head multiplies; with the Hessians, after the last block
+        head-00030.safetensors       means of what the head multiplies; with the Hessians, after the last block
         hidden-00003.safetensors     the hidden states that enter block 3: where a killed pass goes on
 
 Each file is whole or not there. A pass that finds files of an earlier one begins where those end.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,14 @@ from sizewise.load.home import home
 from sizewise.load.layers import Layout
 from sizewise.load.store.atomic import publish, require_space, storage_errors, temporary
 from sizewise.make.method import INPUT_STATISTICS, NETWORK_STATISTICS
+from sizewise.make.outer import head_sums
 from sizewise.make.statistics import Observer, Seen, add_products, mirror
 from sizewise.make.stream import Stream, compute_type
 
 if TYPE_CHECKING:
-    from torch import Tensor, dtype, nn
+    from torch import Tensor, nn
 
-_VERSION = 2  # of what the files hold
+_VERSION = 3  # of what the files hold
 _GRAMS = frozenset({"attention_gram", "ffn_gram", "final_gram"})
 
 
@@ -60,9 +61,9 @@ class Recorded:
                 seen.sums["hessian"] = products[str(place)]
         return groups
 
-    def head(self) -> "Tensor":
-        """(hidden, hidden), mean of x xT of what the head multiplies; gathered with the Hessians."""
-        return self._read("head", len(self.layout.blocks))[0]["hessian"]
+    def head(self) -> "dict[str, Tensor]":
+        """Means of what the head multiplies, as `outer.head_sums` names them; gathered with the Hessians."""
+        return self._read("head", len(self.layout.blocks))[0]
 
     def network(self, name: str) -> "Tensor":
         """A statistic of `method.NETWORK_STATISTICS`.
@@ -161,8 +162,7 @@ class Recorded:
         own = {"influence": torch.tensor(total / tokens), "entering": entering}
         own |= {"leaving": stream.hidden[:, -1].float()} if index + 1 == len(stream.blocks) else {}
         if index + 1 == len(stream.blocks) and "hessian" in kinds:
-            with torch.no_grad(), stream.normed() as normed:
-                self._write("head", index + 1, {"hessian": _gram_of(stream.hidden, normed, stream.compute)}, {})
+            self._write("head", index + 1, head_sums(stream), {})
         self._save(index, observer.groups(), own)
         if grams:
             self._write("gram", index, grams.finished(tokens), {})
@@ -251,15 +251,13 @@ def require_finite(output: "Tensor", index: int) -> None:
         raise BadModel(f"block {index} makes numbers that are not finite from the calibration text: use another text")
 
 
-def _gram_of(
-    hidden: "Tensor", turn: "Callable[[Tensor], Tensor]" = lambda state: state, kind: "dtype | None" = None
-) -> "Tensor":
-    """Mean of x xT of hidden states, after `turn` where it is given (in numbers of that kind)."""
+def _gram_of(hidden: "Tensor") -> "Tensor":
+    """Mean of x xT of hidden states."""
     import torch
 
     total = torch.zeros(hidden.shape[-1], hidden.shape[-1])
     for batch in torch.split(hidden, 8):
-        add_products(total, turn(batch.to(kind or batch.dtype)).reshape(-1, batch.shape[-1]).float())
+        add_products(total, batch.reshape(-1, batch.shape[-1]).float())
     mirror(total)
     return total / hidden[..., 0].numel()
 

@@ -29,6 +29,7 @@ from sizewise.make.budget import widths_within
 from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, Calibration, load_calibration, read_texts
 from sizewise.make.gradients import Gradients
 from sizewise.make.method import Made, kind_of, needs_calibration, purpose_of, statistics_of, wants
+from sizewise.make.outer import OUTER
 from sizewise.make.packed import Reshaped
 from sizewise.make.recorded import Recorded
 from sizewise.make.treat import PARTS, Treatment
@@ -65,7 +66,8 @@ def walk_settings(
         tokens: how many tokens of it to use.
         window: how many tokens the model sees at a time.
         sequential: let each block see what the blocks already changed make of the text; slower, and nothing is cached.
-        parts: only these matrices, by commas: q, k, v, qkv, o, gate, up, gate_up, down; else all of them.
+        parts: only these matrices, by commas: q, k, v, qkv, o, gate, up, gate_up, down, embedding, head; "all" is every
+            one; else all but embedding and head, which other programs read dense only.
         dequantize: allow a base that is quantized already; its rounding errors stay.
         budget: bits per weight, scales included, that the matrices may take on average; those whose rounding does most
             harm on the calibration text get more of them, in place of one number of bits for all.
@@ -75,9 +77,10 @@ def walk_settings(
     """
     chosen = [part.strip() for part in parts.split(",") if part.strip()]
     for part in chosen:
-        if part not in PARTS:
-            raise UnknownName("part", part, PARTS)
-    return Settings(calibration, tokens, window, sequential, frozenset(chosen or PARTS), dequantize, budget)
+        if part not in (*PARTS, *OUTER, "all"):
+            raise UnknownName("part", part, (*PARTS, *OUTER, "all"))
+    roles = frozenset((*PARTS, *OUTER) if "all" in chosen else chosen or PARTS)
+    return Settings(calibration, tokens, window, sequential, roles, dequantize, budget)
 
 
 def settings_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
@@ -212,6 +215,10 @@ def _change_weights(
     settings, function = order.settings, order.function
     recorded = gradients = None
     wanted = set(statistics_of(function)) - {"gradient"}
+    if settings.parts & set(OUTER):
+        if "gradient" in statistics_of(function):
+            raise UsageError(f"{order.method} has no gradients of embedding and head; leave them out of --parts")
+        wanted |= {"hessian"} if wanted else set()  # what the head multiplies is gathered with these
     given = order.options | ({"seed": order.seed} if "seed" in wants(function) else {})
     treatment = Treatment(order.method, function, given, settings.parts)
     if calibration:

@@ -81,7 +81,7 @@ def treat(
             by_name = {name: group for group in seen for name in group.names}
             for linear in block.linears:
                 job.alone(linear, by_name.get(linear.name))
-    prefix = f"block {block.index}: "
+    prefix = f"block {block.index}: " if block.norms else f"{block.prefix}: "
     job.made.warnings += [prefix + str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     return job.made
 

@@ -9,7 +9,7 @@ the walk is, so that a killed one goes on with the block that it was at.
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from sizewise.load.layers import Block, Layout, layout_of
 from sizewise.load.store.atomic import publish, storage_errors, temporary, write_atomic
 from sizewise.make.gradients import Gradients
 from sizewise.make.method import wants
+from sizewise.make.outer import OUTER, head_sums, outer_blocks, seen_outside
 from sizewise.make.recorded import Recorded, require_finite
 from sizewise.make.statistics import Observer, Seen
 from sizewise.make.stream import Stream
@@ -66,7 +67,10 @@ class Tally:
                 now, size = treated.tensors[linear.weight], before[linear.name].numel()
                 packed = treated.packed.get(linear.name)
                 if packed:
-                    self.forms[linear.name] = spec_of(packed, linear.transposed).as_json()
+                    spec = spec_of(packed, linear.transposed)
+                    if linear.role in OUTER:  # other loaders keep these dense
+                        spec = replace(spec, shared=False)
+                    self.forms[linear.name] = spec.as_json()
                 self.weights += size
                 self.zeros += size - int(now.count_nonzero())
                 self.stored_bits += packed.size_bits if packed else 16 * size
@@ -118,7 +122,8 @@ class Writer:
         """Write what lies outside the blocks and give the files their names."""
         inside = tuple(f"{block.prefix}." for block in self.layout.blocks)
         for name in self.source:
-            if not name.startswith(inside) and name not in self.sink.done:
+            done = name in self.sink.done or name.removesuffix(".weight") in self.tally.forms
+            if not done and not name.startswith(inside) and not self._doubled(name):
                 self.sink.put(name, self.source.get(name))
         files = {path.name: path for path in self.sink.finish()} | copy_companions(self.source, self.folder)
         if self.tally.forms:
@@ -126,6 +131,11 @@ class Writer:
         for leftover in (self.folder / _NOTE, *self.folder.glob(_HIDDEN.format(0).replace("00000", "*"))):
             leftover.unlink(missing_ok=True)
         return files
+
+    def _doubled(self, name: str) -> bool:
+        """True for a head that files hold beside the embedding that it is, once that is changed."""
+        changed = {self.layout.embedding, f"{self.layout.embedding}.weight"} & {*self.tally.forms, *self.sink.done}
+        return name == "lm_head.weight" and self.layout.tied and bool(changed)
 
     def _describe(self, config: Path) -> None:
         """Say in config.json which matrices are in small forms."""
@@ -181,15 +191,20 @@ def walk(
     activation = activation_of(folder)
     stream = _stream_at(folder, out, windows, layout, writer.tally.blocks) if windows is not None else None
     hessian = "hessian" in wants(treatment.function)
-    count = len(layout.blocks)
+    blocks = [*layout.blocks, *outer_blocks(layout, source, treatment.roles)]
+    inside, count = len(layout.blocks), len(blocks)
     for index in range(writer.tally.blocks, count):
         listen(Progress(treatment.method, index, count))
-        block = layout.blocks[index]
-        seen = _observe(stream, index, hessian) if stream else []
-        seen = recorded.block(index, hessian=hessian) if recorded and not stream else seen
-        own = gradients.block(index) if gradients else {}
+        block = blocks[index]
+        if index >= inside:
+            sums = head_sums(stream) if stream else recorded.head() if recorded else None
+            seen = [seen_outside(block, layout, sums)] if sums else []
+        else:
+            seen = _observe(stream, index, hessian) if stream else []
+            seen = recorded.block(index, hessian=hessian) if recorded and not stream else seen
+        own = gradients.block(index) if gradients and index < inside else {}
         treated = treat(treatment, source, layout, block, seen, own, activation)
-        if stream:
+        if stream and index < inside:
             _advance(stream, index, treated)
             _keep_hidden(out, index + 1, stream.hidden)
         chosen = {each.name: treated.tensors[each.weight] for each in block.linears if each.role in treatment.roles}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sizewise.core.errors import BadModel
 from sizewise.load.checkpoint.packed import form_of
-from sizewise.load.checkpoint.packed_modules import Experts, Small, module_for
+from sizewise.load.checkpoint.packed_modules import Experts, Looked, Small, module_for
 from sizewise.load.checkpoint.packed_source import DenseSource
 from sizewise.load.layers import Block, Layout, Linear, family_of, layout_of
 
@@ -41,8 +41,10 @@ def load_packed(folder: Path, config: Any, dtype: torch.dtype, *, exact: bool = 
     loader = _Loader(model, layout, source, dtype)
     for block in layout.blocks:
         loader.block(block)
+    loader.outer()
     loader.rest()
-    model.tie_weights()
+    if layout.embedding not in source.matrices:  # else the head multiplies by what tokens are looked up in
+        model.tie_weights()
     for module in model.modules():
         if isinstance(module, Small):
             module.exact = exact
@@ -68,6 +70,24 @@ class _Loader:
         if routers:
             self._experts(block, routers[0])
 
+    def outer(self) -> None:
+        """Exchange an embedding and a head in small forms."""
+        layout, matrices = self.layout, self.source.matrices
+        if layout.embedding in matrices:
+            path = self._path(layout.embedding)
+            looked_up = Looked(
+                self._outer(layout.embedding), getattr(self.model.get_submodule(path), "embed_scale", 1.0)
+            )
+            self.model.set_submodule(path, looked_up)
+            if layout.tied:
+                self.model.set_output_embeddings(looked_up.small)
+        if layout.head in matrices:
+            self.model.set_output_embeddings(self._outer(layout.head))
+
+    def _outer(self, name: str) -> Small:
+        bias = self._read(f"{name}.bias") if f"{name}.bias" in self.source else None
+        return self._module(name, bias)
+
     def rest(self) -> None:
         """Read all other tensors into the parameters of their names."""
         parameters = dict(self.model.named_parameters())
@@ -91,10 +111,12 @@ class _Loader:
         owner.router.weight = nn.Parameter(weight, requires_grad=False)
 
     def _small(self, linear: Linear) -> nn.Module:
-        spec, parts = self.source.matrices[linear.name].spec, self.source.parts(linear.name)
-        form_of(linear.name, spec, parts)  # refuses parts that do not fit together
-        bias = self._read(f"{linear.name}.bias") if linear.bias else None
-        self.done.add(linear.weight)
+        return self._module(linear.name, self._read(f"{linear.name}.bias") if linear.bias else None)
+
+    def _module(self, name: str, bias: Tensor | None) -> Small:
+        spec, parts = self.source.matrices[name].spec, self.source.parts(name)
+        form_of(name, spec, parts)  # refuses parts that do not fit together
+        self.done.add(f"{name}.weight")
         return module_for(spec, parts, bias, self.dtype)
 
     def _plain(self, linear: Linear) -> nn.Module:

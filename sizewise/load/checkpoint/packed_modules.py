@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sizewise.load.checkpoint.packed import Spec, zeros_of
 from sizewise.load.checkpoint.packed_bits import unpack
 
+Rows = slice | Tensor  # of a matrix: a range, or numbers
+
 _FOUR_GROUPS = (256, 128, 64, 32)  # how many weights of a row may share a scale in torch's 4-bit product
 _FOUR_ROWS = 64  # the number of rows must be a multiple of this for it, on every CPU that it is written for
 _PIECE = 1 << 22  # weights unpacked at once
@@ -26,6 +28,7 @@ class Small(nn.Module, ABC):
 
     bias: Tensor | None
     exact = False  # True: products that round their inputs are not taken
+    looked_up = False  # True: rows are asked for, too
 
     def __init__(self, spec: Spec, parts: dict[str, Tensor], bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -41,6 +44,10 @@ class Small(nn.Module, ABC):
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
 
+    @abstractmethod
+    def weight_rows(self, rows: Rows) -> Tensor:
+        """(rows, in): those rows of the dense matrix; no others are unpacked."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         y = self.multiply(x.reshape(-1, x.shape[-1]))
@@ -55,15 +62,11 @@ class _Unpacked(Small):
     words: Tensor
     columns: int
 
-    @abstractmethod
-    def weight_rows(self, first: int, last: int) -> Tensor:
-        """(last - first, in) float32: rows of the dense matrix."""
-
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
         step = max(1, _PIECE // self.columns)
         rows = range(0, len(self.words), step)
-        pieces = [nn.functional.linear(x, self.weight_rows(at, at + step).to(x.dtype)) for at in rows]
+        pieces = [nn.functional.linear(x, self.weight_rows(slice(at, at + step)).to(x.dtype)) for at in rows]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
 
 
@@ -95,13 +98,14 @@ class Uniform(_Unpacked):
         return next((size for size in _FOUR_GROUPS if own % size == 0), 0) if fits else 0
 
     def _as_four(self, group: int) -> tuple[Tensor, int, Tensor]:
-        """Its arguments: weights are (code - 8) * scale + shift. Takes the place of the words."""
+        """Its arguments: weights are (code - 8) * scale + shift. The words go, unless rows are looked up."""
         middle = 2 ** (self.spec.bits - 1)  # becomes the kernel's 8: shifts stay small and lose little in 16 bits
         codes = unpack(self.words, self.spec.bits, self.columns).to(torch.int32) + (8 - middle)
         scale, zeros = self.scale.float(), self.zeros.float()
         both = torch.stack([scale, (middle - zeros) * scale], -1).to(torch.bfloat16)
         both = both.repeat_interleave(self.columns // scale.shape[1] // group, 1).transpose(0, 1).contiguous()
-        self.words = self.words[:, :0].clone()
+        if not self.looked_up:
+            self.words = self.words[:, :0].clone()
         return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2), group, both
 
     def take(self, parts: dict[str, Tensor]) -> None:
@@ -115,10 +119,10 @@ class Uniform(_Unpacked):
         self.register_buffer("zeros", zeros.to(torch.uint8 if whole else torch.float16))
         self.register_buffer("groups", parts.get("weight_g_idx"))
 
-    def weight_rows(self, first: int, last: int) -> Tensor:
-        """(last - first, in) float32: rows of the dense matrix."""
-        codes = unpack(self.words[first:last], self.spec.bits, self.columns)
-        scale, zeros = self.scale[first:last].float(), self.zeros[first:last].float()
+    def weight_rows(self, rows: Rows) -> Tensor:
+        """(rows, in) float32."""
+        codes = unpack(self.words[rows], self.spec.bits, self.columns)
+        scale, zeros = self.scale[rows].float(), self.zeros[rows].float()
         if self.groups is not None:
             of_column = self.groups.long()
             return (codes.float() - zeros[:, of_column]) * scale[:, of_column]
@@ -137,10 +141,10 @@ class Table(_Unpacked):
         self.register_buffer("words", parts["weight_packed"])
         self.register_buffer("table", parts["weight_table"])
 
-    def weight_rows(self, first: int, last: int) -> Tensor:
-        """(last - first, in) float32: rows of the dense matrix."""
-        codes = unpack(self.words[first:last], self.spec.bits, self.columns)
-        return self.table[first:last].float().gather(1, codes.long())
+    def weight_rows(self, rows: Rows) -> Tensor:
+        """(rows, in) float32."""
+        codes = unpack(self.words[rows], self.spec.bits, self.columns)
+        return self.table[rows].float().gather(1, codes.long())
 
 
 class Eight(Small):
@@ -176,6 +180,12 @@ class Eight(Small):
         y = y.to(x.dtype)
         return y if not len(self.kept) else y + nn.functional.linear(x[:, self.kept], self.outer)
 
+    def weight_rows(self, rows: Rows) -> Tensor:
+        """(rows, in) float32."""
+        found = self.codes[rows].float() * self.scale[rows].float()[:, None]
+        found[:, self.kept] += self.outer[rows].float()
+        return found
+
 
 class Thin(Small):
     """A product of two thin matrices: two products, each smaller than the one they replace."""
@@ -191,6 +201,33 @@ class Thin(Small):
     def multiply(self, x: Tensor) -> Tensor:
         """(n, in) -> (n, out)."""
         return nn.functional.linear(nn.functional.linear(x, self.right), self.left)
+
+    def weight_rows(self, rows: Rows) -> Tensor:
+        """(rows, in)."""
+        return self.left[rows] @ self.right
+
+
+class Looked(nn.Module):
+    """An embedding in a small form: only the rows of the tokens at hand are unpacked."""
+
+    scale: Tensor
+
+    def __init__(self, small: Small, scale: float | Tensor = 1.0) -> None:
+        """Take a matrix.
+
+        Args:
+            small: (vocabulary, width); the head may multiply with the same one.
+            scale: what the family multiplies embeddings by (Gemma 3).
+        """
+        super().__init__()
+        small.looked_up = True
+        self.small = small
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=small.dtype))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) token ids -> (..., width)."""
+        found, places = torch.unique(ids, return_inverse=True)
+        return self.small.weight_rows(found).to(self.small.dtype)[places] * self.scale
 
 
 class Experts(nn.Module):
