@@ -4,6 +4,7 @@ All blocks lose the same number of each, since config.json holds one number for 
 decides for itself, except for the channels of the residual stream, which all blocks share.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -245,6 +246,22 @@ def count_kept(total: int, share: float, multiple: int, what: str) -> int:
     if kept < multiple:
         raise UsageError(f"of {total} {what} none would stay: prune less, or set a smaller --multiple than {multiple}")
     return min(total, kept)
+
+
+def count_stream(hidden: int, share: float, multiple: int, heads: int, what: str) -> int:
+    """How many channels of the residual stream stay: stock classes want a multiple of the number of heads.
+
+    It is a multiple of `multiple` too where that comes within a twentieth of the share that was asked for.
+
+    Raises:
+        UsageError: nothing would stay.
+    """
+    wanted = hidden * (1 - share)
+    for step in (math.lcm(min(multiple, hidden), heads), heads):
+        kept = round(wanted / step) * step
+        if share and 0 < kept <= hidden and abs(kept - wanted) <= hidden / 20:
+            return kept
+    return count_kept(hidden, share, min(multiple, hidden), what)
 
 
 def largest(scores: "Tensor", count: int) -> "Tensor":

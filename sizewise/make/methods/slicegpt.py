@@ -19,7 +19,7 @@ from sizewise.core.params import Range, Search
 from sizewise.load.layers import Layout
 from sizewise.make.method import structure_method
 from sizewise.make.packed import Reshaped
-from sizewise.make.reshape import Tensors, check_config, count_kept, set_size, stretch_epsilon
+from sizewise.make.reshape import Tensors, check_config, count_stream, set_size, stretch_epsilon
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,8 @@ def slicegpt(
         ffn_gram: (n, hidden, hidden), the same before each feed-forward.
         final_gram: (hidden, hidden), the same after the last block.
         share: share of the axes to leave out; 0 returns the network untouched.
-        multiple: how many axes stay is a multiple of this, so that blocks of quantized weights fit.
+        multiple: how many axes stay is a multiple of this, so that blocks of quantized weights fit; where the heads
+            do not divide such a number, a multiple of theirs.
 
     Returns:
         A network of the same kind and smaller width with a head of its own, which stock transformers loads.
@@ -58,7 +59,7 @@ def slicegpt(
         Unsupported: the family's norms do more than divide by a length.
         UsageError: nothing would stay, or transformers refuses the width.
     """
-    count = count_kept(layout.hidden, share, min(multiple, layout.hidden), "axes")
+    count = count_stream(layout.hidden, share, multiple, layout.heads, "axes")
     if count == layout.hidden:
         return Reshaped(config, ((name, tensors.get(name)) for name in tensors), {"hidden": count})
     refuse_other_norms(layout)

@@ -14,7 +14,7 @@ from sizewise.core.params import Range, Search
 from sizewise.load.layers import Layout
 from sizewise.make.method import structure_method
 from sizewise.make.packed import Reshaped
-from sizewise.make.reshape import Kept, Tensors, count_kept, largest, narrow, narrowed
+from sizewise.make.reshape import Kept, Tensors, count_kept, count_stream, largest, narrow, narrowed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,8 @@ def width(
         ffn: share of the feed-forward channels to leave out.
         heads: share of the heads to leave out, in whole groups that share keys and values.
         hidden: share of the hidden channels to leave out, the same in all blocks.
-        multiple: how many channels stay is a multiple of this, so that blocks of quantized weights fit.
+        multiple: how many channels stay is a multiple of this, so that blocks of quantized weights fit; hidden
+            channels where the heads do not divide such a number are a multiple of theirs.
 
     Returns:
         A network of the same kind with smaller matrices, which stock transformers loads.
@@ -55,10 +56,13 @@ def width(
         Unsupported: the family cannot have heads or hidden channels of another number.
         UsageError: nothing would stay.
     """
+    stay = _heads(layout, head_activation, heads)
+    count = layout.heads if stay["heads"] is None else stay["heads"].shape[1]
+    wide = count_stream(layout.hidden, hidden, multiple, count, "channels")
     kept = Kept(
         ffn=_channels(channel_activation, ffn, multiple),
-        hidden=_channels(hidden_activation, hidden, multiple),
-        **_heads(layout, head_activation, heads),
+        hidden=None if wide == layout.hidden else largest(hidden_activation, wide),
+        **stay,
     )
     changed = narrow(config, layout, kept)
     figures = {

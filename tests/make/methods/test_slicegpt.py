@@ -14,6 +14,7 @@ from sizewise.load.checkpoint.tensors import TensorSource, save_tensors
 from sizewise.load.layers import layout_of
 from sizewise.make.methods.slicegpt import principal_axes, rotated, sliced_config, slicegpt
 from sizewise.make.packed import Reshaped
+from sizewise.make.reshape import count_stream
 
 ROTATED = ("llama", "llama3", "mistral", "qwen2", "qwen3", "phi3", "granite", "smollm3")
 
@@ -145,3 +146,18 @@ def test_other_norms_are_refused(name: str, what: str, family: Callable[[str], P
 def test_something_must_stay(family: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="none would stay"):
         _made(family("llama"), share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "share", "multiple", "heads", "count"),
+    [
+        (576, 0.1, 32, 9, 522),
+        (576, 0.5, 32, 9, 288),
+        (64, 0.25, 16, 4, 48),
+        (576, 0.0, 32, 9, 576),
+        (2048, 0.3, 32, 32, 1440),
+    ],
+)
+def test_the_heads_divide_the_width(hidden: int, share: float, multiple: int, heads: int, count: int) -> None:
+    assert count_stream(hidden, share, multiple, heads, "axes") == count
+    assert count % heads == 0
