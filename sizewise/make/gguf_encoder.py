@@ -3,10 +3,8 @@
 A matrix inside a block is multiplied by inputs that calibration has seen. The head has its own; an embedding that is
 also the head is rounded for both of its jobs. An embedding alone is only looked up: all of its columns count alike.
 
-Values are an exception. Attention adds up the values of many tokens, half of it often that of the first token alone,
-whose input is like no other. In a mean over tokens that one counts for next to nothing; errors repaired on average are
-then not repaired there (SmolLM2 in Q4_0: KL 0.15 from the value matrices alone, five times as much as without repairs).
-So for values only the loudness of each input counts.
+For values only the loudness of each input counts, for the reason in `treat` (SmolLM2 in Q4_0 with repairs there: KL
+0.15 from the value matrices alone, five times as much).
 """
 
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from sizewise.make.gguf_forms import FORMS
 from sizewise.make.gguf_rounding import Metric, encode_matrix, metric_of
 from sizewise.make.outer import LOOKED_UP
 from sizewise.make.recorded import Recorded
+from sizewise.make.treat import VALUES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +48,7 @@ class Encoder:
         self.tries, self.rounds, self.damp = tries, rounds, damp
         self._present = {tensor.name for tensor in info.tensors}
         self._owner = {linear.name: block.index for block in self.layout.blocks for linear in block.linears}
-        self._values = {linear.name for linear in self.layout.linears if linear.role in ("v", "qkv")}
+        self._values = {linear.name for linear in self.layout.linears if linear.role in VALUES}
         self._recorded: Recorded | None = None
         self._looked_up: Tensor | None = None
         self._block: tuple[int, dict[str, int], list[Tensor]] | None = None

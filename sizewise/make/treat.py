@@ -1,4 +1,9 @@
-"""A weight method applied to all matrices of one block."""
+"""A weight method applied to all matrices of one block.
+
+Values are an exception. Attention adds up the values of many tokens, half of it often that of the first token alone,
+whose input is like no other. In a mean over tokens that one counts for next to nothing, and errors that are repaired on
+average are then not repaired there. So methods that repair errors see only how loud each input of a value matrix is.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -9,13 +14,14 @@ from sizewise.core.errors import BadModel, SizewiseError, UsageError
 from sizewise.load.checkpoint.tensors import TensorSource
 from sizewise.load.layers import Block, Layout, Linear
 from sizewise.make.fold import divide, outlet_of
-from sizewise.make.method import INPUT_STATISTICS, wants
+from sizewise.make.method import INPUT_STATISTICS, purpose_of, wants
 from sizewise.make.packed import Packed, Scaled
 from sizewise.make.statistics import Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+VALUES = ("v", "qkv")
 PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
 
 
@@ -134,7 +140,9 @@ class _Job:
             return weight
         if name == "gradient":
             return self.gradients[linear.name]
-        return self._statistic(name, linear, seen)
+        found = self._statistic(name, linear, seen)
+        repairs = name == "hessian" and purpose_of(self.treatment.function) != "Factorize"
+        return found.diagonal().diag() if repairs and linear.role in VALUES else found
 
     def _statistic(self, name: str, linear: Linear, seen: Seen | None) -> "Tensor":
         if name not in INPUT_STATISTICS or seen is None:
