@@ -74,7 +74,8 @@ class Torch:
         torch.set_num_threads(threads)
         loaded = load(what, kind, files, dtype="float32", device="cpu", context=None, parameters=None)
         self.model, self.tokenizer, self.context = loaded.model, loaded.tokenizer, loaded.context_length
-        self.vocabulary = int(loaded.model.get_output_embeddings().weight.shape[0])
+        with torch.no_grad():  # a head in a small form has no weight to look at
+            self.vocabulary = int(loaded.model(input_ids=torch.zeros((1, 1), dtype=torch.long)).logits.shape[-1])
         self.lead = Causal(loaded.model, loaded.tokenizer, self.context, lambda *_: None, lambda: None).lead
 
     def encode(self, text: str) -> list[int]:

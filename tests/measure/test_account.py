@@ -97,11 +97,12 @@ def test_a_model_against_itself_and_another_one(pair: tuple[Model, Model], monke
     np.testing.assert_array_equal(other.table[:, 4], same.table[:, 0])  # the parent is what it was
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_checkpoint_against_itself(tmp_path: Path, packed: bool) -> None:
+@pytest.mark.parametrize("parts", ["", "q,up", "all"])
+def test_a_checkpoint_against_itself(tmp_path: Path, parts: str) -> None:
     same = as_model(write_causal(tmp_path / "base", "llama"))
-    if packed:
-        same = make("rtn", str(tmp_path / "base"), name="small", options={"group": 16}, store=Store(tmp_path / "home"))
+    if parts:
+        options, store = {"group": 16, "parts": parts}, Store(tmp_path / "home")
+        same = make("rtn", str(tmp_path / "base"), name="small", options=options, store=store)
     (found,) = readings(same, same, [TEXT], threads=1, listen=_quiet)
     assert found.unlike == ""
     figures = {one.name: one.value for one in of_reading(found)}
