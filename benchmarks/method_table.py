@@ -41,7 +41,7 @@ from sizewise.pick.account import account_of
 
 BASE, CHECKPOINT = "table-base", "table-checkpoint"  # the model in 16 bits: as a GGUF, and as a checkpoint
 MADE = "table-made"
-_GGUF_TYPES = ("Q6_K", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
+_GGUF_TYPES = ("Q4_K_M", "Q2_K", "Q6_K", "Q3_K_M", "Q4_0")
 # Settings of the methods. A method that is not named here is made with its defaults.
 SETTINGS: dict[str, Sequence[dict[str, Any]]] = {
     **{name: ({"bits": 4}, {"bits": 3}) for name in ("hqq", "awq", "lut")},
