@@ -78,5 +78,5 @@ def divide(tensors: "dict[str, Tensor]", outlet: Outlet, scale: "Tensor", norm_o
         for name in (outlet.linear.weight, f"{outlet.linear.name}.bias"):
             if name in tensors:
                 changed = tensors[name].clone()
-                changed[place] = (changed[place].T / scale).T
+                changed[place] /= scale if changed.dim() == 1 else scale[:, None]
                 tensors[name] = changed
