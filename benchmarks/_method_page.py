@@ -29,7 +29,7 @@ original's. Two texts were read: *mixed*, {mixed}, and *speeches*, {speeches}.
   text's own token in the first place and the other has not.
 - Intervals hold 95 % and are bootstrapped over blocks of neighbouring tokens.
 - Tokens/s and peak memory are those of the engine that serves the file (llama.cpp for GGUF, torch for the others), one
-  request at a time.
+  request at a time. Rows were taken one after the other on a shared machine: differences of a third mean nothing.
 - Time is that of the making alone; the first method that wants a statistic of the calibration text pays for it.
 
 ![Same top token against bytes](images/methods.svg)

@@ -27,6 +27,7 @@ from _method_page import Row, page
 from gguf_quality import dither
 
 from sizewise.core.errors import SizewiseError
+from sizewise.core.measurement import Measurement
 from sizewise.core.model import Model
 from sizewise.core.params import schema_of
 from sizewise.core.references import parse_name
@@ -138,7 +139,7 @@ def _row(method: str, options: dict[str, Any], base: str, amount: Amount, store:
         made, measured = account_of(made, amount=amount, parent=begin, store=store)
     except SizewiseError as error:
         return row | {"failed": str(error)}
-    row["account"] = {one.name: one.as_json() for one in measured}
+    row["account"] = _public(measured, store)
     row["note"] = made.lineage.note
     store.remove(parse_name(MADE))
     store.collect_garbage(grace_s=0)
@@ -151,9 +152,16 @@ def _itself(base: str, amount: Amount, store: Store, results: "_Results") -> Row
     if known:
         return known
     _, measured = account_of(BASE, amount=amount, parent=BASE, store=store)
-    account = {one.name: one.as_json() for one in measured}
+    account = _public(measured, store)
     row = {"method": "(the model itself)", "options": {}, "base": base, "amount": amount, "purpose": "Convert"}
     return row | {"seconds": 0.0, "account": account, "machine": describe(fingerprint()), "note": ""}
+
+
+def _public(measured: Sequence[Measurement], store: Store) -> dict[str, Any]:
+    """The account without the paths of this machine."""
+    text = json.dumps({one.name: one.as_json() for one in measured})
+    found: dict[str, Any] = json.loads(text.replace(f"{store.root.parent}/", ""))
+    return found
 
 
 def _write(docs: Path, rows: list[Row]) -> None:
