@@ -189,10 +189,11 @@ def walk(
     source, layout = TensorSource(folder), layout_of(folder)
     writer = Writer(out, source, layout)
     activation = activation_of(folder)
-    stream = _stream_at(folder, out, windows, layout, writer.tally.blocks) if windows is not None else None
-    hessian = "hessian" in wants(treatment.function)
     blocks = [*layout.blocks, *outer_blocks(layout, source, treatment.roles)]
     inside, count = len(layout.blocks), len(blocks)
+    begin = min(writer.tally.blocks, inside)  # embedding and head both see what leaves the last block
+    stream = _stream_at(folder, out, windows, layout, begin) if windows is not None else None
+    hessian = "hessian" in wants(treatment.function)
     for index in range(writer.tally.blocks, count):
         listen(Progress(treatment.method, index, count))
         block = blocks[index]
@@ -209,7 +210,8 @@ def walk(
             _keep_hidden(out, index + 1, stream.hidden)
         chosen = {each.name: treated.tensors[each.weight] for each in block.linears if each.role in treatment.roles}
         writer.block(treated, block, chosen)
-        (out / _HIDDEN.format(index)).unlink(missing_ok=True)
+        if index < inside:
+            (out / _HIDDEN.format(index)).unlink(missing_ok=True)
     listen(Progress(treatment.method, count, count))
     return writer.finish(), writer.tally
 

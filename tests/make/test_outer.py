@@ -12,6 +12,7 @@ from networks import load as load_stock
 from networks import logits
 
 from sizewise.core.errors import UnknownName, UsageError
+from sizewise.core.events import Progress
 from sizewise.core.model import Model
 from sizewise.load.checkpoint.packed_modules import Looked, Small
 from sizewise.load.checkpoint.packed_source import DenseSource
@@ -109,6 +110,28 @@ def test_errors_of_the_head_are_made_up_for_where_it_is_used(sequential: bool, f
     weight = TensorSource(base).get("lm_head.weight").double()
     errors = {name: output_error(weight - dense.double(), hessian) for name, dense in found.items()}
     assert errors["gptq"] < 0.9 * errors["rtn"]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("stop", [0, 1])
+def test_interrupted_outside_the_blocks_it_goes_on_there(sequential: bool, stop: int, family: Family) -> None:
+    base, options = str(family("llama")), {"bits": 3, "group": 16, "parts": "all", "sequential": sequential}
+    place, heard = len(layout_of(base).blocks) + stop, []
+
+    def interrupt(progress: Progress) -> None:
+        heard.append((progress.what, progress.done))
+        if heard.count(("gptq", place)) == 1 and heard[-1] == ("gptq", place):
+            raise KeyboardInterrupt
+
+    settings = {**options, **SMALL_TEXT}
+    with pytest.raises(KeyboardInterrupt):
+        make("gptq", base, name="small", options=settings, store=Store(), listen=interrupt)
+    heard.append(("again", 0))
+    made = make("gptq", base, name="small", options=settings, store=Store(), listen=interrupt)
+    after = heard[heard.index(("again", 0)) :]
+    assert next(done for what, done in after if what == "gptq") == place
+    whole = make("gptq", base, name="whole", options=settings, store=Store())
+    assert made.digest == whole.digest
 
 
 def test_a_budget_counts_them(family: Family) -> None:
