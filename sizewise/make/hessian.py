@@ -30,10 +30,10 @@ def damped(hessian: "Tensor", damp: float) -> "Tensor":
     """
     import torch
 
+    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(hessian)):
+        raise BadModel("the calibration activations are not finite numbers; the model or the text is damaged")
     matrix = hessian.to(torch.float64, copy=True)
     diagonal = matrix.diagonal()
-    if not bool(torch.isfinite(matrix).all()):
-        raise BadModel("the calibration activations are not finite numbers; the model or the text is damaged")
     mean = float(diagonal.mean())
     diagonal += damp * mean
     diagonal[diagonal == 0] = 1.0
@@ -55,10 +55,10 @@ def cholesky(hessian: "Tensor", damp: float = 0.0) -> "Tensor":
     """
     import torch
 
-    strength = damp
+    strength, failed = damp, torch.empty((), dtype=torch.int32, device=hessian.device)
     while strength <= 10.0:
-        factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(damped(hessian, strength))
+        factor = damped(hessian, strength).T  # by columns, as LAPACK has it: factored in place
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not int(failed) and float(factor.diagonal().min()) > 0:
             if strength > damp:
                 warnings.warn(f"Hessian not positive definite: damped by {strength:g} of its diagonal", Damped, 2)
@@ -70,8 +70,8 @@ def cholesky(hessian: "Tensor", damp: float = 0.0) -> "Tensor":
 def inverse_factor(hessian: "Tensor", damp: float = 0.01) -> "Tensor":
     """Upper triangular U with UT U = H^-1, the matrix that GPTQ and SparseGPT spread errors with.
 
-    Seen from its last feature to its first, H = R RT with R upper triangular, and U = R^-1: one factorization and one
-    triangular inverse, where factoring H, inverting it and factoring again would lose digits twice.
+    Seen from its last feature to its first, H = L LT, and U is L^-1 seen so: one factorization and one triangular
+    inverse, where factoring H, inverting it and factoring again would lose digits twice. Both are done in place.
 
     Args:
         hessian: (in, in), symmetric.
@@ -82,10 +82,11 @@ def inverse_factor(hessian: "Tensor", damp: float = 0.01) -> "Tensor":
     """
     import torch
 
-    upper = cholesky(hessian.flip(0, 1), damp).flip(0, 1)
-    inverse: Tensor = torch.eye(upper.shape[0], dtype=upper.dtype, device=upper.device)
-    torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)  # in place: no third such matrix
-    return inverse
+    lower = cholesky(hessian.flip(0, 1), damp)
+    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).T
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
+    return inverse.flip(0, 1)
 
 
 def output_error(error: "Tensor", hessian: "Tensor") -> float:

@@ -2,8 +2,8 @@
 
     <home>/cache/statistics/<digest of model, text and number type>/
         inputs-00003.safetensors     sums over the inputs of block 3, which matrices share them, what enters the block
-        hessian-00003.safetensors    x xT of the same inputs
-        gram-00003.safetensors       x xT of the residual stream before each norm of block 3
+        hessian-00003.safetensors    mean of x xT of the same inputs
+        gram-00003.safetensors       mean of x xT of the residual stream before each norm of block 3
         head-00030.safetensors       means of what the head multiplies; with the Hessians, after the last block
         hidden-00003.safetensors     the hidden states that enter block 3: where a killed pass goes on
 
@@ -29,7 +29,7 @@ from sizewise.make.stream import Stream, compute_type
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_VERSION = 3  # of what the files hold
+_VERSION = 4  # of what the files hold
 _GRAMS = frozenset({"attention_gram", "ffn_gram", "final_gram"})
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from sizewise.core.allocator import give_back_large
 from sizewise.core.errors import UnknownName, Unsupported, UsageError
 from sizewise.core.events import Listener
 from sizewise.core.model import Model
@@ -128,7 +127,6 @@ def shrink(order: Order, folder: Path) -> Shrunk:
         UsageError: the base is quantized already, or the method does not fit its shapes.
         Unsupported: the base is no language model whose family is known.
     """
-    give_back_large()
     settings, function = order.settings, order.function
     asked = settings.sequential or settings.budget is not None
     calibrated = needs_calibration(function) or (asked and kind_of(function) == "weight")

@@ -2,10 +2,11 @@
 
 Every multiplication by a known matrix is watched (the names of `method.INPUT_STATISTICS`), whether a Linear, a Conv1D
 or one slice of many experts does it. Matrices that get one and the same input share their sums; which norm that input
-comes from is noted, since a scale of the input can be moved there. Sums of features are float64, Hessians float32.
+comes from is noted, since a scale of the input can be moved there. Sums of features are float64, a Hessian is a float32 mean.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ class Seen:
     def mean(self, statistic: str) -> "Tensor":
         """A statistic of `method.INPUT_STATISTICS` in float32; zeros where no token came by."""
         total = self.sums[statistic]
-        if statistic == "abs_max":
+        if statistic in ("abs_max", "hessian"):  # a Hessian is large: it was divided where it was summed
             return total.float()
         average = total / max(self.windows if statistic == "window_abs" else self.tokens, 1)
         return (average.sqrt() if statistic in ("input_norm", "window_abs") else average).float()
@@ -72,26 +73,18 @@ class Observer:
         for seen in self.seen.values():
             if "hessian" in seen.sums:
                 mirror(seen.sums["hessian"])
+                seen.sums["hessian"] /= max(seen.tokens, 1)
         order = {linear.name: place for place, linear in enumerate(self.spec.linears)}
         return sorted(self.seen.values(), key=lambda seen: order[seen.names[0]])
 
     @contextmanager
     def watching(self, windows: int) -> Iterator[None]:
         """Watch what runs within this context, a batch of so many windows."""
-        from torch.overrides import TorchFunctionMode
-
-        observer = self
-
-        class Watch(TorchFunctionMode):
-            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                observer._look(func, args)
-                return func(*args, **(kwargs or {}))
-
         self._batch = windows
         norms = () if self._of else self.spec.norms  # after the first batch it is known who feeds whom
         handles = [self._norm(name).register_forward_hook(self._made_by(name)) for name in norms]
         try:
-            with Watch():
+            with _watch()(self._look):
                 yield
         finally:
             for handle in handles:
@@ -175,6 +168,27 @@ class Observer:
         for address, names in self._names.items():
             if names[0] in gates:
                 self._names[address] = (names[0], ups[gates[names[0]]])
+
+
+@functools.cache
+def _watch() -> Any:
+    """A context that shows each call of a torch function to a listener.
+
+    The class is made once: one made in each context would be a cycle that keeps its observer, sums and all, alive until
+    the garbage collector comes by.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class Watch(TorchFunctionMode):
+        def __init__(self, listen: Callable[[Any, tuple[Any, ...]], None]) -> None:
+            super().__init__()
+            self.listen = listen
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.listen(func, args)
+            return func(*args, **(kwargs or {}))
+
+    return Watch
 
 
 def _products() -> "Mapping[Any, int]":

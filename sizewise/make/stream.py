@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sizewise.core.allocator import give_back
 from sizewise.core.errors import BadModel, Unsupported
 from sizewise.load.checkpoint.tensors import TensorSource
 from sizewise.load.layers import Block, Layout, layout_of, read_config
@@ -17,7 +18,7 @@ from sizewise.load.layers import Block, Layout, layout_of, read_config
 if TYPE_CHECKING:
     from torch import Tensor, dtype, nn
 
-BATCH_TOKENS = 4096  # that pass through a block at once
+BATCH_TOKENS = 1024  # that pass through a block at once: more is no faster and takes more memory
 
 
 class Stream:
@@ -95,6 +96,7 @@ class Stream:
             yield module
         finally:
             _unload(module)
+            give_back()
 
     def run(self, index: int, module: "nn.Module", hidden: "Tensor") -> "Tensor":
         """The output of a loaded block for one batch of hidden states."""

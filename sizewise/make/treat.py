@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sizewise.core.allocator import give_back
 from sizewise.core.errors import BadModel, SizewiseError, UsageError
 from sizewise.load.checkpoint.tensors import TensorSource
 from sizewise.load.layers import Block, Layout, Linear
@@ -83,10 +84,12 @@ def treat(
         if "weights" in wants(treatment.function):
             for group in reversed(seen):  # so that a scale moves into matrices that are not rounded yet
                 job.together(group)
+                give_back()
         else:
             by_name = {name: group for group in seen for name in group.names}
             for linear in block.linears:
                 job.alone(linear, by_name.get(linear.name))
+                give_back()
     prefix = f"block {block.index}: " if block.norms else f"{block.prefix}: "
     job.made.warnings += [prefix + str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     return job.made

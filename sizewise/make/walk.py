@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sizewise.core.allocator import give_back
 from sizewise.core.events import Listener, Progress, silent
 from sizewise.load.checkpoint.folder import read_json
 from sizewise.load.checkpoint.packed import Spec, config_of, note_on, spec_of, tensors_of
@@ -212,6 +213,8 @@ def walk(
         writer.block(treated, block, chosen)
         if index < inside:
             (out / _HIDDEN.format(index)).unlink(missing_ok=True)
+        del seen, own, treated, chosen
+        give_back()
     listen(Progress(treatment.method, count, count))
     return writer.finish(), writer.tally
 

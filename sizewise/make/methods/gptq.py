@@ -17,6 +17,8 @@ from sizewise.make.packed import Quantized
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ROWS = 512  # that are turned into codes at once
+
 
 @weight_method
 def gptq(
@@ -63,9 +65,9 @@ def gptq(
     grids = _Grids(loud[order], size, bits, symmetric, clip)
     if static_groups:
         grids.fix(weight, loud, order)
-    factor = inverse_factor(hessian[order][:, order], damp)
-    swept, _ = sweep(weight[:, order], factor, grids.begin, segment=size, block=block)
-    return grids.packed(swept, weight[:, order], hessian[order][:, order], order)
+    hessian, weight = hessian[order[:, None], order], weight[:, order]
+    swept, _ = sweep(weight, inverse_factor(hessian, damp).to(weight.dtype), grids.begin, segment=size, block=block)
+    return grids.packed(swept, weight, hessian, order)
 
 
 class _Grids:
@@ -111,14 +113,18 @@ class _Grids:
         import torch
 
         scales, zeros = torch.stack(self.scales, 1), torch.stack(self.zeros, 1)
-        grid = Grid(scales[:, self.group], zeros[:, self.group], self.bits)
-        nearest = grid.nearest(weight)
-        helped = _row_errors(swept - weight, hessian) <= _row_errors(nearest - weight, hessian)
         back = torch.argsort(order)
+        codes = torch.empty(swept.shape, dtype=torch.uint8)
+        for rows in torch.arange(len(weight)).split(_ROWS):
+            grid = Grid(scales[rows][:, self.group], zeros[rows][:, self.group], self.bits)
+            nearest = grid.nearest(weight[rows])
+            repaired = _row_errors(swept[rows] - weight[rows], hessian)
+            helped = repaired <= _row_errors(nearest - weight[rows], hessian)
+            codes[rows] = grid.encode(torch.where(helped[:, None], swept[rows], nearest)).to(torch.uint8)[:, back]
         group = self.group[back]
         in_place = torch.equal(group, torch.arange(len(order)) // self.size)
         return Quantized(
-            codes=grid.encode(torch.where(helped[:, None], swept, nearest)).to(torch.uint8)[:, back],
+            codes=codes,
             scales=scales.float(),
             zeros=zeros.float(),
             bits=self.bits,
