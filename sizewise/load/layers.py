@@ -198,6 +198,7 @@ _FAMILIES: dict[str, Family] = {
     ),
 }
 FAMILIES = tuple(_FAMILIES)
+EMBEDDINGS = frozenset(family.embedding for family in _FAMILIES.values())
 
 
 def layout_of(folder: Path | str) -> Layout:

@@ -2,7 +2,8 @@
 
 Every multiplication by a known matrix is watched (the names of `method.INPUT_STATISTICS`), whether a Linear, a Conv1D
 or one slice of many experts does it. Matrices that get one and the same input share their sums; which norm that input
-comes from is noted, since a scale of the input can be moved there. Sums of features are float64, a Hessian is a float32 mean.
+comes from is noted, since a scale of the input can be moved there. Sums of features are float64, a Hessian is a mean in
+float32.
 """
 
 import functools

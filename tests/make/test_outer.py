@@ -1,6 +1,7 @@
 """Embedding and head in small forms: every family computes with them what its stock class does with dense ones."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sizewise.make.apply import make
 from sizewise.make.calibration import load_calibration
 from sizewise.make.hessian import output_error
 from sizewise.make.outer import outer_blocks
+from sizewise.measure.meters.flops import flops
 
 Family = Callable[[str], Path]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -79,6 +81,18 @@ def test_small_embeddings_compute_what_dense_ones_do(method: str, which: str, fa
     assert "sizewise's own form" in model.lineage.note
     dense = {f"{layout.embedding}.weight", "lm_head.weight"}
     assert not dense & set(TensorSource(tmp_path / "packed"))
+
+
+@pytest.mark.parametrize("which", ["llama", "qwen2", "gpt2"])
+def test_of_a_factorized_embedding_one_factor_is_looked_up(which: str, family: Family, tmp_path: Path) -> None:
+    base = family(which)
+    model, layout, config = made("svd", base), layout_of(base), json.loads((base / "config.json").read_text())
+    source = TensorSource(link_files(model.files, tmp_path / "made"))
+    looked_up = {layout.positions and f"{layout.positions}.weight"}
+    looked_up |= set() if layout.tied else {f"{layout.embedding}.weight_left"}
+    multiplied = sum(math.prod(source.shape(name)) for name in source if name not in looked_up)
+    attention = 4 * len(layout.blocks) * 32 * (config.get("hidden_size") or config["n_embd"])
+    assert flops(model, positions=32).value == pytest.approx(2 * multiplied + attention)
 
 
 @pytest.mark.parametrize("which", ["llama", "qwen2", "gpt2"])

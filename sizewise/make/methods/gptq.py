@@ -115,7 +115,7 @@ class _Grids:
         scales, zeros = torch.stack(self.scales, 1), torch.stack(self.zeros, 1)
         back = torch.argsort(order)
         codes = torch.empty(swept.shape, dtype=torch.uint8)
-        for rows in torch.arange(len(weight)).split(_ROWS):
+        for rows in torch.split(torch.arange(len(weight)), _ROWS):
             grid = Grid(scales[rows][:, self.group], zeros[rows][:, self.group], self.bits)
             nearest = grid.nearest(weight[rows])
             repaired = _row_errors(swept[rows] - weight[rows], hessian)

@@ -8,6 +8,7 @@ they are under 1 % for any model worth counting. In a mixture of experts only th
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Shape:
     """What the closed form needs to know of an architecture."""
 
     weights: int  # all of them, the input embedding included
-    embedding: int  # weights of the input embedding
+    embedding: int  # weights of the input embedding of which a token picks a row
     tied: bool  # the input embedding is the output matrix too
     layers: int
     channels: int  # of all query heads together
@@ -107,7 +108,7 @@ def _shape_of_checkpoint(model: Model) -> Shape | None:
     inner = config.get("moe_intermediate_size") or config.get("intermediate_size") or 0
     return Shape(
         weights=model.parameters - positions * width,
-        embedding=vocabulary * width,
+        embedding=_looked_up(model) or vocabulary * width,
         tied=bool(tied),
         layers=layers,
         channels=channels,
@@ -116,16 +117,30 @@ def _shape_of_checkpoint(model: Model) -> Shape | None:
     )
 
 
-def _expert_weights(model: Model, matrix: int) -> int:
-    """Weights of all experts; `matrix` is how many one of their matrices has where it is kept as integers."""
+def _looked_up(model: Model) -> int:
+    """Weights in that factor of the input embedding which has a row for each token; 0 where it is one matrix."""
+    from sizewise.load.layers import EMBEDDINGS
+
+    ends = tuple(f"{name}.weight_left" for name in EMBEDDINGS)
+    return next((math.prod(tensor.shape) for name, tensor in _tensors(model) if name.endswith(ends)), 0)
+
+
+def _tensors(model: Model) -> Iterator[tuple[str, Any]]:
+    """Name and header of each tensor of a checkpoint."""
     from sizewise.load.checkpoint.folder import read_safetensors_header
 
-    total = 0
     for title, path in model.files.items():
-        for name, tensor in read_safetensors_header(path).items() if title.endswith(".safetensors") else ():
-            _, is_expert, rest = name.partition(".experts.")
-            if is_expert and rest.endswith(("weight", "weight_left", "weight_right")):
-                total += math.prod(tensor.shape)
-            elif is_expert and rest.endswith(("weight_packed", "weight_codes")):
-                total += matrix
+        if title.endswith(".safetensors"):
+            yield from read_safetensors_header(path).items()
+
+
+def _expert_weights(model: Model, matrix: int) -> int:
+    """Weights of all experts; `matrix` is how many one of their matrices has where it is kept as integers."""
+    total = 0
+    for name, tensor in _tensors(model):
+        _, is_expert, rest = name.partition(".experts.")
+        if is_expert and rest.endswith(("weight", "weight_left", "weight_right")):
+            total += math.prod(tensor.shape)
+        elif is_expert and rest.endswith(("weight_packed", "weight_codes")):
+            total += matrix
     return total
