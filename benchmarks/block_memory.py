@@ -128,7 +128,7 @@ def main() -> None:
         "goal": f"<= {GOAL_BYTES / 1e9} GB",
         "holds": peak <= GOAL_BYTES,
         "seconds": round(seconds, 1),
-        "made_gb": round(made["size_bytes"] / 1e9, 3),
+        "made_gb": round(made["bytes"] / 1e9, 3),
     }
     print(json.dumps(result))
 
