@@ -57,7 +57,7 @@ def sweep(
             local[place] = new
         work[:, start:end] = local.T
         errors[:, start:end] = mistakes.T
-        work[:, end:] -= mistakes.T @ factor[start:end, end:]
+        work[:, end:].addmm_(mistakes.T, factor[start:end, end:], alpha=-1.0)  # no second matrix of that size
     return work, errors
 
 
