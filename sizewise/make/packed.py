@@ -1,6 +1,6 @@
 """What methods return: a matrix in a small form (`load.forms`), scaled matrices, or a network of another shape."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,36 @@ from sizewise.load.forms import Codebook, Factors, Int8, Packed, Quantized
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Codebook", "Factors", "Int8", "Packed", "Quantized", "Reshaped", "Scaled"]
+__all__ = ["Codebook", "Factors", "Int8", "Packed", "Quantized", "Reshaped", "Scaled", "joined"]
+
+
+def joined(parts: "Sequence[Tensor | Packed]", places: Sequence[Any]) -> "Tensor | Packed":
+    """One matrix from what was made of some of its rows and of the others.
+
+    Args:
+        parts: matrices, or integers on grids of equal groups.
+        places: an index of rows for each.
+    """
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    grids = [part for part in parts if isinstance(part, Quantized)]
+    if not grids:
+        return _rows_put([part for part in parts if isinstance(part, torch.Tensor)], places)
+    return replace(
+        grids[0],
+        codes=_rows_put([grid.codes for grid in grids], places),
+        scales=_rows_put([grid.scales for grid in grids], places),
+        zeros=_rows_put([grid.zeros for grid in grids], places),
+    )
+
+
+def _rows_put(parts: "list[Tensor]", places: Sequence[Any]) -> "Tensor":
+    whole = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1])
+    for part, place in zip(parts, places, strict=True):
+        whole[place] = part
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Values are an exception. Attention adds up the values of many tokens, half of it often that of the first token alone,
 whose input is like no other. In a mean over tokens that one counts for next to nothing, and errors that are repaired on
-average are then not repaired there. So methods that repair errors see only how loud each input of a value matrix is.
+average are then not repaired there. So methods that repair errors see only how loud each input of a value matrix is, or
+of the rows for values of a matrix that q and k share with them.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from sizewise.load.checkpoint.tensors import TensorSource
 from sizewise.load.layers import Block, Layout, Linear
 from sizewise.make.fold import divide, outlet_of
 from sizewise.make.method import INPUT_STATISTICS, purpose_of, wants
-from sizewise.make.packed import Packed, Scaled
+from sizewise.make.packed import Packed, Scaled, joined
 from sizewise.make.statistics import Seen
 
 if TYPE_CHECKING:
@@ -110,9 +111,13 @@ class _Job:
             return
         weight = self.made.tensors[linear.weight]
         function = self.treatment.function
-        given = [self._wanted(name, linear, weight, seen) for name in wants(function)]
-        result = self._call(linear.name, function, given)
-        self._keep(linear, weight, result, seen)
+        repairs = "hessian" in wants(function) and purpose_of(function) != "Factorize"
+        results = []
+        places = _values_apart(linear) if repairs else [(slice(None), False)]
+        for rows, values in places:
+            given = [self._wanted(name, linear, weight[rows], seen, values) for name in wants(function)]
+            results.append(self._call(linear.name, function, given))
+        self._keep(linear, weight, joined(results, [rows for rows, _ in places]), seen)
 
     def together(self, seen: Seen) -> None:
         """Change the matrices that share an input, and scale that input."""
@@ -138,14 +143,13 @@ class _Job:
         if scalable and outlet is not None and bool((result.scale != 1).any()):
             divide(self.made.tensors, outlet, result.scale, self.layout.norm_offset)
 
-    def _wanted(self, name: str, linear: Linear, weight: "Tensor", seen: Seen | None) -> Any:
+    def _wanted(self, name: str, linear: Linear, weight: "Tensor", seen: Seen | None, values: bool) -> Any:
         if name == "weight":
             return weight
         if name == "gradient":
             return self.gradients[linear.name]
         found = self._statistic(name, linear, seen)
-        repairs = name == "hessian" and purpose_of(self.treatment.function) != "Factorize"
-        return found.diagonal().diag() if repairs and linear.role in VALUES else found
+        return found.diagonal().diag() if name == "hessian" and values else found
 
     def _statistic(self, name: str, linear: Linear, seen: Seen | None) -> "Tensor":
         if name not in INPUT_STATISTICS or seen is None:
@@ -178,6 +182,16 @@ class _Job:
         change = old - (dense if scale is None else dense / scale)
         self.made.error += float((change.square() * loud).sum(dtype=torch.float64))
         self.made.energy += float((old.square() * loud).sum(dtype=torch.float64))
+
+
+def _values_apart(linear: Linear) -> "list[tuple[Any, bool]]":
+    """The rows of a matrix that are treated together, and whether they make values."""
+    import torch
+
+    if linear.role != "qkv":
+        return [(slice(None), linear.role == "v")]
+    values = torch.cat([torch.full((count,), part == "v") for part, count in linear.rows])
+    return [(~values, False), (values, True)]
 
 
 def read_block(source: TensorSource, block: Block) -> "dict[str, Tensor]":

@@ -57,11 +57,17 @@ def by_hand(
         for linear in block.linears:
             rows, parameter = inputs[linear.name], model.get_submodule(linear.name).weight
             statistics = {"input_norm": rows.square().mean(0).sqrt(), "hessian": rows.T @ rows / len(rows)}
-            if linear.role in ("v", "qkv"):  # whose errors are not repaired
-                statistics["hessian"] = statistics["input_norm"].square().diag()
+            unrelated = statistics | {"hessian": statistics["input_norm"].square().diag()}
             weight = parameter.data.T if linear.transposed else parameter.data
-            changed = function(*({"weight": weight, **statistics}[want] for want in wants(function)), **options)
-            changed = changed if isinstance(changed, Tensor) else changed.dense()
+            changed = torch.empty_like(weight)
+            whole = ((linear.role, len(weight)),)
+            values = torch.cat([torch.full((count,), part == "v") for part, count in linear.rows or whole])
+            splits = "hessian" in wants(function) and linear.role in ("v", "qkv")  # values are not repaired
+            for rows, known in (
+                ((~values, statistics), (values, unrelated)) if splits else ((~values | values, statistics),)
+            ):
+                part = function(*({"weight": weight[rows], **known}[want] for want in wants(function)), **options)
+                changed[rows] = part if isinstance(part, Tensor) else part.dense()
             made[linear.name] = changed
             parameter.data = changed.T.contiguous() if linear.transposed else changed
     return made
