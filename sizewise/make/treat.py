@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sizewise.core.allocator import give_back
+from sizewise.core.allocator import returning_at_once
 from sizewise.core.errors import BadModel, SizewiseError, UsageError
 from sizewise.load.checkpoint.tensors import TensorSource
 from sizewise.load.layers import Block, Layout, Linear
@@ -79,18 +79,16 @@ def treat(
     """
     import torch
 
-    job = _Job(treatment, layout, block, gradients or {}, activation, Treated(read_block(source, block)))
-    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+    with torch.no_grad(), returning_at_once(), warnings.catch_warnings(record=True) as caught:
+        job = _Job(treatment, layout, block, gradients or {}, activation, Treated(read_block(source, block)))
         warnings.simplefilter("always")
         if "weights" in wants(treatment.function):
             for group in reversed(seen):  # so that a scale moves into matrices that are not rounded yet
                 job.together(group)
-                give_back()
         else:
             by_name = {name: group for group in seen for name in group.names}
             for linear in block.linears:
                 job.alone(linear, by_name.get(linear.name))
-                give_back()
     prefix = f"block {block.index}: " if block.norms else f"{block.prefix}: "
     job.made.warnings += [prefix + str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     return job.made
