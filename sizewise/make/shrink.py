@@ -26,9 +26,10 @@ from sizewise.load.layers import Layout, layout_of
 from sizewise.load.store.atomic import locked, storage_errors, temporary, write_atomic
 from sizewise.make.budget import widths_within
 from sizewise.make.calibration import DEFAULT_TOKENS, DEFAULT_WINDOW, Calibration, load_calibration, read_texts
+from sizewise.make.fitting import require_fitting
 from sizewise.make.gradients import Gradients
 from sizewise.make.method import Made, kind_of, needs_calibration, purpose_of, statistics_of, wants
-from sizewise.make.outer import OUTER
+from sizewise.make.outer import OUTER, outer_blocks
 from sizewise.make.packed import Reshaped
 from sizewise.make.recorded import Recorded
 from sizewise.make.treat import PARTS, Treatment
@@ -219,6 +220,8 @@ def _change_weights(
         wanted |= {"hessian"} if wanted else set()  # what the head multiplies is gathered with these
     given = order.options | ({"seed": order.seed} if "seed" in wants(function) else {})
     treatment = Treatment(order.method, function, given, settings.parts)
+    blocks = [*layout.blocks, *outer_blocks(layout, TensorSource(base), settings.parts)]
+    require_fitting(given, (each for block in blocks for each in block.linears if each.role in settings.parts))
     if calibration:
         recorded = Recorded(order.base.digest, calibration.digest, layout)
         if "gradient" in statistics_of(function):
